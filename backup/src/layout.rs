@@ -1,0 +1,1 @@
+//! Disk layout: table and regions of a disk, from its bytes.

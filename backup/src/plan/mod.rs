@@ -1,0 +1,160 @@
+//! Plans: what a restore or a capture is going to do, computed without touching a disk.
+//!
+//! Invariant: a plan is a value. It can be printed, serialised and compared; every refusal is made
+//! here, before the first write; planned ranges never overlap and never leave the target.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ByteRange;
+use crate::hardware::Disk;
+use crate::manifest::{Blob, FileSystemKind, RestorePointId};
+
+pub mod capture;
+pub mod restore;
+
+/// What a person or a policy decided about a restore.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Choices {
+    /// Which target disk each source disk goes to; a source disk that is not named is placed by
+    /// the planner, if there is exactly one way.
+    pub disks: Vec<DiskChoice>,
+}
+
+/// One source disk bound to one target disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskChoice {
+    /// The disk's number in the manifest.
+    pub source: u32,
+    /// The target's serial number, WWN or kernel name.
+    pub target: String,
+}
+
+/// Why a restore is not possible as asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReasonCode {
+    /// The target has no disk that could be written.
+    NoDisk,
+    /// More than one target disk would do and none was chosen.
+    AmbiguousDisk,
+    /// The chosen target disk is not there, or two source disks were given the same one.
+    DiskNotFound,
+    /// The target is smaller than what must go there.
+    TooSmall,
+    /// Logical sector sizes differ and the layout cannot be carried over.
+    SectorSize,
+    /// The backup starts by BIOS and the machine by UEFI, or the other way round.
+    FirmwareType,
+    /// The backup is of another processor architecture.
+    Architecture,
+    /// The kernel refuses writes to the target.
+    ReadOnly,
+    /// The backup's own table is damaged or of a kind that can not be rebuilt.
+    TableUnsupported,
+}
+
+/// A reason code with the facts in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// The code, documented in `docs/reason-codes.md`.
+    pub code: ReasonCode,
+    /// One sentence: what, where, expected and found, and what to do.
+    pub text: String,
+}
+
+/// What a restore will do, in the order in which it does it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// The restore point.
+    pub restore_point: RestorePointId,
+    /// One entry for each disk of the restore point.
+    pub disks: Vec<DiskPlan>,
+    /// What a person should know before confirming.
+    pub notes: Vec<String>,
+}
+
+/// What happens to one target disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPlan {
+    /// The disk's number in the manifest.
+    pub source: u32,
+    /// The target as it was in the inventory; the agent checks it again before it writes.
+    pub target: Disk,
+    /// Made zero and flushed before anything else, so that the disk does not boot: the first MiB
+    /// (or all of a smaller disk) and the place of the backup GPT.
+    pub invalidate: Vec<ByteRange>,
+    /// Where the regions go.
+    pub copies: Vec<RegionCopy>,
+    /// The partitions as they will be, for those that grow a file system before the commit.
+    pub partitions: Vec<PlannedPartition>,
+    /// File systems that are made larger after their data is verified.
+    pub grow: Vec<Grow>,
+    /// The commit, in this order, each flushed: backup GPT, primary GPT, first sector.
+    pub commit: Vec<TableWrite>,
+}
+
+/// One region's way to the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionCopy {
+    /// Index in the source disk's `regions`.
+    pub region: u32,
+    /// Where it goes on the target; at least as long as the region.
+    pub destination: ByteRange,
+    /// Parts of the destination that are written last, after the rest is flushed: file system
+    /// superblocks and boot sectors (and what lies inside the first MiB). Relative to the disk.
+    pub last: Vec<ByteRange>,
+}
+
+/// A partition on the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedPartition {
+    /// Counted from 1.
+    pub number: u32,
+    /// Where it is.
+    pub range: ByteRange,
+    /// Its unique GUID in canonical lower-case text, for a GPT.
+    pub guid: Option<String>,
+    /// What is in it.
+    pub file_system: Option<FileSystemKind>,
+    /// Whether it is an EFI system partition.
+    pub esp: bool,
+}
+
+/// A file system that grows into its larger partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grow {
+    /// The partition's number.
+    pub partition: u32,
+    /// Which file system.
+    pub file_system: FileSystemKind,
+    /// Its size before, in bytes.
+    pub from: u64,
+    /// The size of its partition, in bytes.
+    pub to: u64,
+}
+
+/// Bytes of a partition table at their place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableWrite {
+    /// What it is: `backup GPT`, `primary GPT`, `protective MBR`, `MBR`.
+    pub what: String,
+    /// Byte offset on the disk, a multiple of the sector size.
+    pub offset: u64,
+    /// The bytes, a whole number of sectors.
+    pub bytes: Blob,
+}
+
+impl RestorePlan {
+    /// Bytes of the target that are going to be overwritten with the backup's content or zeros.
+    #[must_use]
+    pub fn destinations(&self) -> Vec<ByteRange> {
+        self.disks
+            .iter()
+            .flat_map(|disk| &disk.copies)
+            .map(|copy| copy.destination)
+            .collect()
+    }
+}

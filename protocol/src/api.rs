@@ -1,0 +1,210 @@
+//! The HTTP API: paths, and the JSON that goes over them.
+//!
+//! Two listeners share these types. Machines reach [`BEACON`] to [`restore_point_list`] over TCP;
+//! operators reach [`MACHINES`] to [`timeline`] over the control socket in the data directory.
+//! Every error answer is an [`ApiError`]. Bodies that are not JSON are `application/octet-stream`:
+//!
+//! | path | request | answer |
+//! | --- | --- | --- |
+//! | [`missing_chunks`] | digests, 32 bytes each, at most [`MAX_DIGESTS`] | a byte each: 1 missing, 0 stored |
+//! | [`upload_chunks`] | [`backup::chunk`] records, at most [`MAX_UPLOAD`] bytes | 204 |
+//! | [`upload_list`] | an encoded chunk list | 204 |
+//! | [`publish`] | the manifest (JSON) | 201, then it is a restore point |
+//! | [`FETCH_CHUNKS`] | digests | records, in the order asked for |
+
+use backup::hardware::Inventory;
+use backup::manifest::RestorePointId;
+use backup::plan::Choices;
+use serde::{Deserialize, Serialize};
+
+use crate::beacon::AgentState;
+use crate::job::{Afterwards, JobKind, JobState};
+use crate::progress::Progress;
+
+/// POST a [`crate::beacon::Beacon`].
+pub const BEACON: &str = "/api/v1/beacon";
+/// POST digests, get records.
+pub const FETCH_CHUNKS: &str = "/api/v1/chunks/fetch";
+/// GET the list of [`MachineView`].
+pub const MACHINES: &str = "/api/v1/machines";
+/// GET the list of [`JobView`]; POST a [`JobRequest`].
+pub const JOBS: &str = "/api/v1/jobs";
+/// GET the list of [`RestorePointView`].
+pub const RESTORE_POINTS: &str = "/api/v1/restore-points";
+
+/// The most digests in one request.
+pub const MAX_DIGESTS: usize = 1024;
+/// The most bytes in one upload of records.
+pub const MAX_UPLOAD: usize = 8 * 1024 * 1024;
+
+/// POST a [`crate::job::JobReport`].
+#[must_use]
+pub fn job_report(job: &str) -> String {
+    format!("/api/v1/jobs/{job}/report")
+}
+
+/// POST digests, get which are missing.
+#[must_use]
+pub fn missing_chunks(job: &str) -> String {
+    format!("/api/v1/jobs/{job}/chunks/missing")
+}
+
+/// POST records.
+#[must_use]
+pub fn upload_chunks(job: &str) -> String {
+    format!("/api/v1/jobs/{job}/chunks")
+}
+
+/// PUT an encoded chunk list.
+#[must_use]
+pub fn upload_list(job: &str, digest: &backup::Digest) -> String {
+    format!("/api/v1/jobs/{job}/chunk-lists/{digest}")
+}
+
+/// POST the manifest: the commit of a capture.
+#[must_use]
+pub fn publish(job: &str) -> String {
+    format!("/api/v1/jobs/{job}/manifest")
+}
+
+/// GET a manifest.
+#[must_use]
+pub fn restore_point_manifest(id: &RestorePointId) -> String {
+    format!("/api/v1/restore-points/{id}/manifest")
+}
+
+/// GET an encoded chunk list of a restore point.
+#[must_use]
+pub fn restore_point_list(id: &RestorePointId, digest: &backup::Digest) -> String {
+    format!("/api/v1/restore-points/{id}/chunk-lists/{digest}")
+}
+
+/// POST, without a body: take a job back.
+#[must_use]
+pub fn cancel_job(job: &str) -> String {
+    format!("/api/v1/jobs/{job}/cancel")
+}
+
+/// GET the flight recorder's view of a machine, by any name a machine has.
+#[must_use]
+pub fn timeline(machine: &str) -> String {
+    format!("/api/v1/machines/{machine}/timeline")
+}
+
+/// The body of every error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// A word for programs: `not-found`, `ambiguous`, `bad-request`, `conflict`, `damaged-chunk`,
+    /// `missing-chunk`, `store-full`, `internal`.
+    pub code: String,
+    /// One sentence for people.
+    pub message: String,
+}
+
+/// A machine as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineView {
+    /// The server's id.
+    pub id: String,
+    /// Host name if known, else product and serial number, else the Ethernet address.
+    pub name: String,
+    /// What it does now; `None` when it is not in the environment.
+    pub state: Option<AgentState>,
+    /// What its agent last complained of.
+    pub error: Option<String>,
+    /// The code on its screen while it is in the environment.
+    pub pairing_code: Option<String>,
+    /// Seconds since 1970-01-01 UTC of the last beacon.
+    pub last_beacon: u64,
+    /// Milliseconds from link to the first beacon at its last boot.
+    pub since_link_ms: Option<u64>,
+    /// What it is made of.
+    pub inventory: Inventory,
+}
+
+/// A request for a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// Which machine: host name, Ethernet address, serial number or the beginning of its id.
+    pub machine: String,
+    /// What to do.
+    pub action: Action,
+    /// What then.
+    #[serde(default)]
+    pub afterwards: Afterwards,
+}
+
+/// What an operator asks a machine to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Action {
+    /// Save its disks.
+    Capture,
+    /// Rebuild it.
+    Restore {
+        /// Id of the restore point, or its beginning, or `latest` of this machine.
+        restore_point: String,
+        /// Which disk goes where.
+        #[serde(default)]
+        choices: Choices,
+    },
+}
+
+/// A job as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Its id.
+    pub id: String,
+    /// The machine's id.
+    pub machine: String,
+    /// The machine's name.
+    pub machine_name: String,
+    /// What it does.
+    #[serde(flatten)]
+    pub kind: JobKind,
+    /// What then.
+    pub afterwards: Afterwards,
+    /// Where it stands.
+    pub state: JobState,
+    /// How far it is, while it runs and as it was at its end.
+    pub progress: Option<Progress>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The word for programs that goes with `error`.
+    pub error_code: Option<String>,
+    /// What it did, when it succeeded.
+    pub summary: Vec<String>,
+    /// Seconds since 1970-01-01 UTC.
+    pub created_at: u64,
+    /// When the machine took it.
+    pub started_at: Option<u64>,
+    /// When it ended.
+    pub ended_at: Option<u64>,
+}
+
+/// A restore point as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePointView {
+    /// Its id.
+    pub id: RestorePointId,
+    /// The machine's id, if that machine is known.
+    pub machine: Option<String>,
+    /// The machine's name at the time.
+    pub machine_name: String,
+    /// Seconds since 1970-01-01 UTC.
+    pub captured_at: u64,
+    /// Operating system, if one was found.
+    pub system: Option<String>,
+    /// `successful` or `warnings`.
+    pub status: String,
+    /// The warnings.
+    pub warnings: Vec<String>,
+    /// Sum of the disks' sizes in bytes.
+    pub disk_bytes: u64,
+    /// Bytes of data in it before deduplication and compression.
+    pub data_bytes: u64,
+    /// Bytes that its capture added to the store.
+    pub stored_bytes: u64,
+}

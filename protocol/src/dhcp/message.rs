@@ -1,0 +1,392 @@
+//! The message: a fixed header of 236 bytes, the magic cookie, options (RFC 2131 §2).
+//!
+//! ```text
+//!   0 op(1) htype(1) hlen(1) hops(1)
+//!   4 xid(4)
+//!   8 secs(2) flags(2)          flags: bit 15 = broadcast
+//!  12 ciaddr(4) 16 yiaddr(4) 20 siaddr(4) 24 giaddr(4)
+//!  28 chaddr(16)
+//!  44 sname(64)
+//! 108 file(128)
+//! 236 cookie(4) = 63 82 53 63
+//! 240 options…
+//! ```
+
+use std::net::Ipv4Addr;
+
+use super::{MacAddress, Options, code};
+
+/// `op` of what clients send.
+pub const BOOTREQUEST: u8 = 1;
+/// `op` of what servers send.
+pub const BOOTREPLY: u8 = 2;
+/// UDP port of servers and relays.
+pub const SERVER_PORT: u16 = 67;
+/// UDP port of clients.
+pub const CLIENT_PORT: u16 = 68;
+
+const HEADER: usize = 236;
+const COOKIE: [u8; 4] = [0x63, 0x82, 0x53, 0x63];
+const SNAME: std::ops::Range<usize> = 44..108;
+const FILE: std::ops::Range<usize> = 108..236;
+const BROADCAST_FLAG: u16 = 0x8000;
+
+/// The smallest message sent. BOOTP relays and old firmware drop shorter ones (RFC 1542 §2.1).
+const MINIMUM_LENGTH: usize = 300;
+
+/// What the message is for (option 53, RFC 2132 §9.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageType {
+    /// A client looks for servers.
+    Discover,
+    /// A server offers an address.
+    Offer,
+    /// A client takes an offer, or renews.
+    Request,
+    /// A client found the address in use.
+    Decline,
+    /// A server grants.
+    Ack,
+    /// A server refuses.
+    Nak,
+    /// A client gives its address back.
+    Release,
+    /// A client with an address asks for the other parameters.
+    Inform,
+}
+
+impl MessageType {
+    /// The number on the wire.
+    #[must_use]
+    pub const fn to_byte(self) -> u8 {
+        match self {
+            Self::Discover => 1,
+            Self::Offer => 2,
+            Self::Request => 3,
+            Self::Decline => 4,
+            Self::Ack => 5,
+            Self::Nak => 6,
+            Self::Release => 7,
+            Self::Inform => 8,
+        }
+    }
+
+    /// The type of a number on the wire, `None` for types that this product does not speak.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Discover,
+            2 => Self::Offer,
+            3 => Self::Request,
+            4 => Self::Decline,
+            5 => Self::Ack,
+            6 => Self::Nak,
+            7 => Self::Release,
+            8 => Self::Inform,
+            _ => return None,
+        })
+    }
+}
+
+/// Why bytes are not a DHCP message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// Shorter than header and cookie.
+    #[error("{found} bytes are too few for a DHCP message: at least {} are needed", HEADER + COOKIE.len())]
+    TooShort {
+        /// How many bytes there were.
+        found: usize,
+    },
+    /// The magic cookie is missing: plain BOOTP or something else.
+    #[error("no DHCP magic cookie at byte {HEADER}")]
+    NoCookie,
+}
+
+/// A DHCP message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// [`BOOTREQUEST`] or [`BOOTREPLY`].
+    pub op: u8,
+    /// Hardware type, 1 for Ethernet.
+    pub hardware_type: u8,
+    /// Length of the address in `hardware_address`.
+    pub hardware_length: u8,
+    /// Relays passed.
+    pub hops: u8,
+    /// Transaction id chosen by the client.
+    pub transaction: u32,
+    /// Seconds since the client began.
+    pub seconds: u16,
+    /// True when the client cannot take a unicast before it has its address.
+    pub broadcast: bool,
+    /// The address that the client has and answers ARP for.
+    pub client_address: Ipv4Addr,
+    /// The address given by the server.
+    pub your_address: Ipv4Addr,
+    /// The next server: where the boot file is.
+    pub server_address: Ipv4Addr,
+    /// The relay that passed this on, or 0.0.0.0.
+    pub relay_address: Ipv4Addr,
+    /// `chaddr`, padded with zeros.
+    pub hardware_address: [u8; 16],
+    /// `file`, up to the first NUL. At most 127 bytes are sent.
+    pub file: Vec<u8>,
+    /// Options of all areas.
+    pub options: Options,
+}
+
+impl Message {
+    /// Reads a message. Options are taken from the options field, then, when overloaded
+    /// (RFC 2132 §9.3), from `file` and `sname`, in the order of RFC 3396 §5.
+    ///
+    /// # Errors
+    /// Only when header or cookie are missing: malformed options are survived.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let too_short = ParseError::TooShort { found: bytes.len() };
+        let (header, rest) = bytes.split_at_checked(HEADER).ok_or(too_short)?;
+        let (cookie, area) = rest.split_at_checked(COOKIE.len()).ok_or(too_short)?;
+        if cookie != COOKIE {
+            return Err(ParseError::NoCookie);
+        }
+        let mut options = Options::new();
+        options.walk(area);
+        let overload = match options.get(code::OVERLOAD) {
+            Some([bits, ..]) => *bits,
+            _ => 0,
+        };
+        let mut file = until_nul(&header[FILE]).to_vec();
+        if overload & 1 != 0 {
+            file.clear();
+            options.walk(&header[FILE]);
+        }
+        if overload & 2 != 0 {
+            options.walk(&header[SNAME]);
+        }
+        let mut hardware_address = [0; 16];
+        hardware_address.copy_from_slice(&header[28..44]);
+        Ok(Self {
+            op: header[0],
+            hardware_type: header[1],
+            hardware_length: header[2],
+            hops: header[3],
+            transaction: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+            seconds: u16::from_be_bytes([header[8], header[9]]),
+            broadcast: u16::from_be_bytes([header[10], header[11]]) & BROADCAST_FLAG != 0,
+            client_address: address_at(header, 12),
+            your_address: address_at(header, 16),
+            server_address: address_at(header, 20),
+            relay_address: address_at(header, 24),
+            hardware_address,
+            file,
+            options,
+        })
+    }
+
+    /// The bytes to send, padded to 300 after End.
+    #[must_use]
+    pub fn emit(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(576);
+        out.extend([self.op, self.hardware_type, self.hardware_length, self.hops]);
+        out.extend(self.transaction.to_be_bytes());
+        out.extend(self.seconds.to_be_bytes());
+        out.extend(if self.broadcast { BROADCAST_FLAG } else { 0 }.to_be_bytes());
+        for address in [
+            self.client_address,
+            self.your_address,
+            self.server_address,
+            self.relay_address,
+        ] {
+            out.extend(address.octets());
+        }
+        out.extend(self.hardware_address);
+        out.resize(FILE.start, 0);
+        out.extend(self.file.iter().take(FILE.len() - 1));
+        out.resize(HEADER, 0);
+        out.extend(COOKIE);
+        self.options.emit(&mut out);
+        if out.len() < MINIMUM_LENGTH {
+            out.resize(MINIMUM_LENGTH, 0);
+        }
+        out
+    }
+
+    /// The empty reply to this request: same transaction, client, relay and broadcast flag
+    /// (RFC 2131 §4.3.1, table 3).
+    #[must_use]
+    pub fn reply(&self, kind: MessageType) -> Self {
+        let mut options = Options::new();
+        options.set(code::MESSAGE_TYPE, [kind.to_byte()]);
+        Self {
+            op: BOOTREPLY,
+            hardware_type: self.hardware_type,
+            hardware_length: self.hardware_length,
+            hops: 0,
+            transaction: self.transaction,
+            seconds: 0,
+            broadcast: self.broadcast,
+            client_address: Ipv4Addr::UNSPECIFIED,
+            your_address: Ipv4Addr::UNSPECIFIED,
+            server_address: Ipv4Addr::UNSPECIFIED,
+            relay_address: self.relay_address,
+            hardware_address: self.hardware_address,
+            file: Vec::new(),
+            options,
+        }
+    }
+
+    /// The message type, if there is one that we know.
+    #[must_use]
+    pub fn message_type(&self) -> Option<MessageType> {
+        match self.options.get(code::MESSAGE_TYPE)? {
+            [byte] => MessageType::from_byte(*byte),
+            _ => None,
+        }
+    }
+
+    /// The client's Ethernet address; `None` for other hardware.
+    #[must_use]
+    pub fn mac(&self) -> Option<MacAddress> {
+        if self.hardware_type != 1 || self.hardware_length != 6 {
+            return None;
+        }
+        let mut bytes = [0; 6];
+        bytes.copy_from_slice(&self.hardware_address[..6]);
+        Some(MacAddress::new(bytes))
+    }
+}
+
+fn address_at(header: &[u8], at: usize) -> Ipv4Addr {
+    Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3])
+}
+
+fn until_nul(field: &[u8]) -> &[u8] {
+    let end = field
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(field.len());
+    &field[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dhcproto::{Decodable, Decoder, v4};
+    use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
+
+    fn discover() -> Message {
+        let mut options = Options::new();
+        options.set(code::MESSAGE_TYPE, [1]);
+        Message {
+            op: BOOTREQUEST,
+            hardware_type: 1,
+            hardware_length: 6,
+            hops: 0,
+            transaction: 0x1234_5678,
+            seconds: 4,
+            broadcast: true,
+            client_address: Ipv4Addr::UNSPECIFIED,
+            your_address: Ipv4Addr::UNSPECIFIED,
+            server_address: Ipv4Addr::UNSPECIFIED,
+            relay_address: Ipv4Addr::UNSPECIFIED,
+            hardware_address: [0x52, 0x54, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            file: Vec::new(),
+            options,
+        }
+    }
+
+    #[test]
+    fn a_reply_is_padded_to_300_bytes_after_end() {
+        let bytes = discover().reply(MessageType::Offer).emit();
+        assert_eq!(bytes.len(), 300);
+        assert_eq!(&bytes[240..244], [53, 1, 2, 255]);
+        assert!(bytes[244..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn overloaded_fields_are_joined_in_order() {
+        let mut bytes = discover().emit();
+        bytes.truncate(240);
+        bytes.extend([53, 1, 1, 52, 1, 3, 60, 3, b'P', b'X', b'E', 255]);
+        bytes[108..114].copy_from_slice(&[60, 3, b'C', b'l', b'i', 255]);
+        bytes[44..50].copy_from_slice(&[60, 3, b'e', b'n', b't', 255]);
+        let message = Message::parse(&bytes).expect("a message");
+        assert_eq!(message.options.get(60), Some(&b"PXEClient"[..]));
+        assert!(message.file.is_empty());
+    }
+
+    #[test]
+    fn short_and_cookieless_packets_are_told_apart() {
+        let bytes = discover().emit();
+        assert_eq!(
+            Message::parse(&bytes[..239]),
+            Err(ParseError::TooShort { found: 239 })
+        );
+        let mut plain = bytes;
+        plain[236] = 0;
+        assert_eq!(Message::parse(&plain), Err(ParseError::NoCookie));
+    }
+
+    #[test]
+    fn an_independent_reader_understands_what_is_emitted() {
+        let mut reply = discover().reply(MessageType::Ack);
+        reply.your_address = Ipv4Addr::new(10, 77, 0, 100);
+        reply.file = b"undionly.kpxe".to_vec();
+        reply
+            .options
+            .set(code::SERVER_ID, [10, 77, 0, 1])
+            .set(code::LEASE_TIME, [0, 0, 14, 16]);
+        let bytes = reply.emit();
+        let read = v4::Message::decode(&mut Decoder::new(&bytes)).expect("dhcproto reads it");
+        assert_eq!(read.yiaddr(), reply.your_address);
+        assert_eq!(read.opts().msg_type(), Some(v4::MessageType::Ack));
+        assert_eq!(
+            read.opts().get(v4::OptionCode::AddressLeaseTime),
+            Some(&v4::DhcpOption::AddressLeaseTime(3600))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..800)) {
+            let _ = Message::parse(&bytes);
+        }
+
+        #[test]
+        fn no_options_make_the_parser_panic(area in prop::collection::vec(any::<u8>(), 0..600)) {
+            let mut bytes = discover().emit();
+            bytes.truncate(240);
+            bytes.extend(area);
+            let message = Message::parse(&bytes).expect("header and cookie are whole");
+            prop_assert!(message.options.iter().map(|(_, value)| value.len()).sum::<usize>() <= bytes.len());
+        }
+
+        #[test]
+        fn what_is_emitted_is_read_back(
+            transaction: u32,
+            broadcast: bool,
+            address: [u8; 4],
+            file in "[a-z/.]{0,127}",
+            options in prop::collection::vec((1_u8..255, prop::collection::vec(any::<u8>(), 0..300)), 0..8),
+        ) {
+            let mut message = discover();
+            message.transaction = transaction;
+            message.broadcast = broadcast;
+            message.your_address = address.into();
+            message.file = file.into_bytes();
+            for (code, value) in options {
+                // Overload would make the parser look for options in `file`.
+                if code != code::OVERLOAD {
+                    message.options.set(code, value);
+                }
+            }
+            let read = Message::parse(&message.emit()).expect("our own bytes");
+            prop_assert_eq!(read.file, message.file);
+            prop_assert_eq!(read.transaction, transaction);
+            prop_assert_eq!(read.broadcast, broadcast);
+            for (code, value) in message.options.iter() {
+                prop_assert_eq!(read.options.get(code), Some(value));
+            }
+            prop_assert_eq!(read.options.iter().count(), message.options.iter().count());
+        }
+    }
+}
