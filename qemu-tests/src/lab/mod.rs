@@ -1,0 +1,14 @@
+//! The lab: a network and machines in userspace, and the files that they need.
+
+pub(crate) mod dhcp_relay;
+pub(crate) mod fault;
+pub(crate) mod framing;
+pub(crate) mod gateway;
+pub(crate) mod guest_port;
+pub(crate) mod link;
+pub(crate) mod packet;
+pub(crate) mod pcap;
+pub(crate) mod port_map;
+pub(crate) mod switch;
+pub(crate) mod udp_flows;
+pub(crate) mod wire;
