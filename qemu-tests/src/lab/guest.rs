@@ -1,0 +1,396 @@
+//! A virtual machine of the lab: how it is built, switched on, watched, and cut from its power.
+//!
+//! QEMU with `-accel tcg` always: an accelerator that can be opened may still hang, and the emulator works
+//! everywhere. Invariant: a machine never outlives its [`Guest`]. The network link, disks and firmware are
+//! made elsewhere and given to it.
+
+use serde_json::json;
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+use thiserror::Error;
+
+use super::deadline::Deadline;
+use super::firmware::{Firmware, FirmwareError};
+use super::link::Port;
+use super::qmp::{Qmp, QmpError};
+use super::serial::{Console, ConsoleError};
+
+const QEMU: &str = "qemu-system-x86_64";
+/// How often a process is asked whether it has ended.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How a disk is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum DiskBus {
+    /// virtio-blk.
+    #[default]
+    Virtio,
+    /// An NVMe controller of its own.
+    Nvme,
+    /// AHCI.
+    Ahci,
+}
+
+/// A disk of a machine: a raw file.
+#[derive(Debug, Clone)]
+pub(crate) struct DiskDevice {
+    /// The raw image.
+    pub(crate) image: PathBuf,
+    /// How it is attached.
+    pub(crate) bus: DiskBus,
+    /// Serial number that the machine sees; virtio keeps 20 characters.
+    pub(crate) serial: String,
+}
+
+/// A network card of a machine.
+#[derive(Debug, Clone)]
+pub(crate) struct NetworkCard {
+    /// QEMU's device name.
+    pub(crate) model: String,
+    /// Ethernet address.
+    pub(crate) mac: [u8; 6],
+    /// Where it is plugged in.
+    pub(crate) port: Port,
+}
+
+/// What a machine says about itself (SMBIOS type 1).
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    /// Manufacturer.
+    pub(crate) manufacturer: String,
+    /// Product name.
+    pub(crate) product: String,
+    /// Serial number.
+    pub(crate) serial: String,
+    /// System UUID as text.
+    pub(crate) uuid: String,
+}
+
+/// A kernel that QEMU starts itself, without boot loader.
+#[derive(Debug, Clone)]
+pub(crate) struct DirectKernel {
+    /// Kernel image.
+    pub(crate) kernel: PathBuf,
+    /// Initial RAM file system.
+    pub(crate) initrd: PathBuf,
+    /// Kernel command line.
+    pub(crate) command_line: String,
+}
+
+/// Everything a machine is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestConfig {
+    /// Name in logs.
+    pub(crate) name: String,
+    /// Firmware with its state.
+    pub(crate) firmware: Firmware,
+    /// Memory, MiB.
+    pub(crate) memory_mib: u32,
+    /// Virtual CPUs.
+    pub(crate) cpus: u32,
+    /// Disks in order.
+    pub(crate) disks: Vec<DiskDevice>,
+    /// Network card, first in the boot order.
+    pub(crate) network: Option<NetworkCard>,
+    /// SMBIOS identity.
+    pub(crate) identity: Option<Identity>,
+    /// Kernel to start in place of the boot order.
+    pub(crate) kernel: Option<DirectKernel>,
+    /// Where logs go.
+    pub(crate) logs: PathBuf,
+}
+
+/// A machine could not be started or did not do what was waited for.
+#[derive(Debug, Error)]
+pub(crate) enum GuestError {
+    /// QEMU did not start.
+    #[error("cannot start {QEMU} for {name}")]
+    Start {
+        /// Name of the machine.
+        name: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// QEMU started and gave up; what it said follows.
+    #[error("{QEMU} for {name} ended at once: {said}")]
+    EndedAtOnce {
+        /// Name of the machine.
+        name: String,
+        /// QEMU's own words.
+        said: String,
+    },
+    /// The machine is still on.
+    #[error("{name} is still on after {allowed}")]
+    StillOn {
+        /// Name of the machine.
+        name: String,
+        /// How long was waited.
+        allowed: String,
+    },
+    /// A wait on the console failed.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// A command to QEMU failed.
+    #[error("cannot control {name}")]
+    Control {
+        /// Name of the machine.
+        name: String,
+        /// Why not.
+        source: QmpError,
+    },
+    /// Its firmware is not there.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
+}
+
+/// A running machine. Dropping it cuts its power.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    name: String,
+    qemu: Child,
+    console: Console,
+    qmp: Qmp,
+    // Holds the sockets; removed with the machine.
+    _runtime: tempfile::TempDir,
+}
+
+impl Guest {
+    /// Switches a machine on.
+    pub(crate) fn start(config: &GuestConfig) -> Result<Self, GuestError> {
+        let start = |source| GuestError::Start {
+            name: config.name.clone(),
+            source,
+        };
+        // Socket paths are limited to 107 bytes: they live in the temporary directory.
+        let runtime = tempfile::Builder::new()
+            .prefix("lab-")
+            .tempdir()
+            .map_err(start)?;
+        let console_socket = runtime.path().join("console");
+        let control_socket = runtime.path().join("control");
+        let log = config.logs.join(format!("{}.console.log", config.name));
+        let console = Console::listen(&config.name, &console_socket, &log).map_err(start)?;
+        let control = UnixListener::bind(&control_socket).map_err(start)?;
+        let words = config.logs.join(format!("{}.qemu.log", config.name));
+        let errors = File::create(&words).map_err(start)?;
+
+        let arguments = arguments(config, &console_socket, &control_socket)?;
+        log::debug!("{QEMU} {}", arguments.join(" "));
+        let mut qemu = Command::new(QEMU)
+            .args(&arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors)
+            .spawn()
+            .map_err(start)?;
+        match wait_for_control(&control, &mut qemu) {
+            Some(qmp) => Ok(Self {
+                name: config.name.clone(),
+                qemu,
+                console,
+                qmp: qmp.map_err(|source| GuestError::Control {
+                    name: config.name.clone(),
+                    source,
+                })?,
+                _runtime: runtime,
+            }),
+            None => Err(GuestError::EndedAtOnce {
+                name: config.name.clone(),
+                said: std::fs::read_to_string(&words)
+                    .unwrap_or_default()
+                    .trim()
+                    .to_owned(),
+            }),
+        }
+    }
+
+    /// The machine's serial console.
+    pub(crate) fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Presses the power button.
+    pub(crate) fn press_power_button(&mut self) -> Result<(), GuestError> {
+        self.control("system_powerdown", json!({}))
+    }
+
+    /// Saves what the screen shows, as a PPM picture.
+    pub(crate) fn screenshot(&mut self, path: &Path) -> Result<(), GuestError> {
+        self.control("screendump", json!({ "filename": path }))
+    }
+
+    /// Pulls the plug: nothing in the machine gets to know.
+    pub(crate) fn cut_power(mut self) {
+        self.kill();
+    }
+
+    /// Waits until the machine has switched itself off.
+    pub(crate) fn wait_until_off(mut self, deadline: Deadline) -> Result<ExitStatus, GuestError> {
+        loop {
+            match self.qemu.try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) => {}
+                Err(source) => {
+                    return Err(GuestError::Start {
+                        name: self.name.clone(),
+                        source,
+                    });
+                }
+            }
+            if deadline.remaining().is_none() {
+                return Err(GuestError::StillOn {
+                    name: self.name.clone(),
+                    allowed: deadline.to_string(),
+                });
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    fn control(&mut self, command: &str, arguments: serde_json::Value) -> Result<(), GuestError> {
+        let result = self.qmp.execute(command, arguments);
+        result.map(|_| ()).map_err(|source| GuestError::Control {
+            name: self.name.clone(),
+            source,
+        })
+    }
+
+    fn kill(&mut self) {
+        // Both fail only when QEMU has ended already.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waits for QEMU's control connection; `None` when the process ended instead.
+fn wait_for_control(listener: &UnixListener, qemu: &mut Child) -> Option<Result<Qmp, QmpError>> {
+    if let Err(error) = listener.set_nonblocking(true) {
+        return Some(Err(error.into()));
+    }
+    let deadline = Deadline::seconds(60);
+    loop {
+        match Qmp::accept(listener) {
+            Err(QmpError::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            result => return Some(result),
+        }
+        if matches!(qemu.try_wait(), Ok(Some(_))) {
+            return None;
+        }
+        if deadline.remaining().is_none() {
+            return Some(Err(
+                std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+            ));
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+fn arguments(
+    config: &GuestConfig,
+    console: &Path,
+    control: &Path,
+) -> Result<Vec<String>, GuestError> {
+    let mut arguments = config.firmware.arguments()?;
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(|&word| word.to_owned()));
+    add(&["-name", &config.name, "-accel", "tcg", "-cpu", "max"]);
+    add(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-vga",
+        "std",
+    ]);
+    add(&[
+        "-m",
+        &config.memory_mib.to_string(),
+        "-smp",
+        &config.cpus.to_string(),
+    ]);
+    add(&["-device", "virtio-rng-pci", "-rtc", "base=utc"]);
+    add(&[
+        "-chardev",
+        &format!("socket,id=console,path={}", console.display()),
+        "-serial",
+        "chardev:console",
+    ]);
+    add(&[
+        "-chardev",
+        &format!("socket,id=control,path={}", control.display()),
+    ]);
+    add(&["-mon", "chardev=control,mode=control"]);
+    if let Some(kernel) = &config.kernel {
+        add(&["-kernel", &kernel.kernel.display().to_string()]);
+        add(&[
+            "-initrd",
+            &kernel.initrd.display().to_string(),
+            "-append",
+            &kernel.command_line,
+        ]);
+    }
+    if let Some(identity) = &config.identity {
+        let Identity {
+            manufacturer,
+            product,
+            serial,
+            uuid,
+        } = identity;
+        add(&[
+            "-smbios",
+            &format!(
+                "type=1,manufacturer={manufacturer},product={product},serial={serial},uuid={uuid}"
+            ),
+        ]);
+    }
+    if let Some(card) = &config.network {
+        let mac = card.mac.map(|octet| format!("{octet:02x}")).join(":");
+        // Without its ROM the card is driven by OVMF's own network stack.
+        let rom = if matches!(config.firmware, Firmware::Uefi { .. }) {
+            ",romfile="
+        } else {
+            ""
+        };
+        let socket = card.port.socket.display();
+        add(&[
+            "-netdev",
+            &format!("stream,id=n0,server=off,addr.type=unix,addr.path={socket}"),
+        ]);
+        add(&[
+            "-device",
+            &format!("{},netdev=n0,mac={mac},bootindex=0{rom}", card.model),
+        ]);
+    }
+    for (index, disk) in config.disks.iter().enumerate() {
+        let image = disk.image.display();
+        // cache=unsafe: a power cut kills QEMU, not this computer, so its page cache keeps what was written.
+        add(&[
+            "-drive",
+            &format!(
+                "file={image},if=none,id=d{index},format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap"
+            ),
+        ]);
+        let device = match disk.bus {
+            DiskBus::Virtio => "virtio-blk-pci".to_owned(),
+            DiskBus::Nvme => "nvme".to_owned(),
+            DiskBus::Ahci => {
+                add(&["-device", &format!("ahci,id=ahci{index}")]);
+                format!("ide-hd,bus=ahci{index}.0")
+            }
+        };
+        let (serial, order) = (&disk.serial, index + 1);
+        add(&[
+            "-device",
+            &format!("{device},drive=d{index},serial={serial},bootindex={order}"),
+        ]);
+    }
+    Ok(arguments)
+}
