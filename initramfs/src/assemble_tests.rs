@@ -1,0 +1,225 @@
+//! Whole builds from small fake inputs: no network, no apt; packages are made by `dpkg-deb`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+use crate::cpio;
+use crate::elf::tests::fake_elf;
+use crate::kernel::tests::fake_image;
+use crate::tree::Node;
+
+const KERNEL: &str = "6.1.0-fake";
+
+fn put(path: &Path, data: &[u8]) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, data).unwrap();
+}
+
+/// Writes a real package file into `directory`.
+fn package(directory: &Path, name: &str, depends: &str, files: &[(&str, Vec<u8>)]) {
+    let work = tempfile::tempdir().unwrap();
+    for (path, data) in files {
+        put(&work.path().join(path), data);
+    }
+    let control = format!(
+        "Package: {name}\nVersion: 1:2-3\nArchitecture: all\nMaintainer: nobody <n@example.org>\n\
+         {depends}Description: a test\n"
+    );
+    put(&work.path().join("DEBIAN/control"), control.as_bytes());
+    fs::create_dir_all(directory).unwrap();
+    let built = Command::new("dpkg-deb")
+        .args(["--root-owner-group", "--build"])
+        .arg(work.path())
+        .arg(directory.join(format!("{name}_2-3_all.deb")))
+        .output()
+        .expect("this test needs the command dpkg-deb: install the package `dpkg`");
+    assert!(built.status.success(), "{built:?}");
+}
+
+/// Every input of a build below `root`, as packages.
+fn inputs(root: &Path) -> Inputs {
+    let debs = root.join("debs");
+    let program = || fake_elf(Some("/lib64/ld-linux-x86-64.so.2"), &["libc.so.6"], &[]);
+    let tools = ["e2fsck", "resize2fs", "tune2fs", "dumpe2fs"]
+        .map(|name| (format!("sbin/{name}"), program()));
+    let tools: Vec<(&str, Vec<u8>)> = tools
+        .iter()
+        .map(|(path, data)| (path.as_str(), data.clone()))
+        .collect();
+    package(
+        &debs,
+        "e2fsprogs",
+        "Pre-Depends: libc6 (>= 2.34)\nDepends: logsave\n",
+        &tools,
+    );
+    let library = fake_elf(None, &[], &[]);
+    let libc = [
+        ("lib/x86_64-linux-gnu/libc.so.6", library.clone()),
+        ("lib64/ld-linux-x86-64.so.2", library),
+    ];
+    package(&debs, "libc6", "", &libc);
+    let loaders = LOADERS.map(|name| (format!("usr/lib/ipxe/{name}"), name.as_bytes().to_vec()));
+    let loaders: Vec<(&str, Vec<u8>)> = loaders
+        .iter()
+        .map(|(path, data)| (path.as_str(), data.clone()))
+        .collect();
+    package(&debs, "ipxe", "", &loaders);
+
+    let meta = format!("Depends: linux-image-{KERNEL} (= 1)\n");
+    package(&debs, "linux-image-amd64", &meta, &[]);
+    let mut files = vec![(format!("boot/vmlinuz-{KERNEL}"), fake_image(KERNEL))];
+    for name in GROUPS.iter().flat_map(|group| group.modules) {
+        let vermagic = format!("{KERNEL} SMP");
+        let module = fake_elf(None, &[], &[("name", name), ("vermagic", &vermagic)]);
+        files.push((format!("lib/modules/{KERNEL}/kernel/{name}.ko"), module));
+    }
+    let files: Vec<(&str, Vec<u8>)> = files
+        .iter()
+        .map(|(path, data)| (path.as_str(), data.clone()))
+        .collect();
+    package(
+        &debs,
+        &format!("linux-image-{KERNEL}"),
+        "Depends: kmod, linux-base\n",
+        &files,
+    );
+
+    put(&root.join("agent"), &fake_elf(None, &[], &[]));
+    Inputs {
+        agent: root.join("agent"),
+        output: root.join("boot"),
+        kernel: None,
+        packages: Some(debs),
+        loaders: None,
+        cache: root.join("cache"),
+        allow_missing: false,
+    }
+}
+
+fn set(output: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(output)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, fs::read(path).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+fn silent(_: &str) {}
+
+#[test]
+fn two_builds_from_the_same_inputs_are_the_same_bytes() {
+    let root = tempfile::tempdir().unwrap();
+    let mut inputs = inputs(root.path());
+    assemble(&inputs, silent).unwrap();
+    let first = set(&inputs.output);
+    let names: Vec<&str> = first.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "initramfs",
+            "ipxe.efi",
+            "manifest.json",
+            "snponly.efi",
+            "undionly.kpxe",
+            "vmlinuz"
+        ]
+    );
+    // Another place, nothing cached, another agent file's time and mode.
+    inputs.output = root.path().join("elsewhere/boot");
+    inputs.cache = root.path().join("other-cache");
+    assemble(&inputs, silent).unwrap();
+    assert_eq!(set(&inputs.output), first);
+    let manifest = String::from_utf8(first[2].1.clone()).unwrap();
+    assert!(!manifest.contains(root.path().to_str().unwrap()));
+}
+
+#[test]
+fn the_initramfs_holds_agent_modules_and_tools() {
+    let root = tempfile::tempdir().unwrap();
+    let inputs = inputs(root.path());
+    let manifest = assemble(&inputs, silent).unwrap();
+    assert_eq!(manifest.kernel.version, KERNEL);
+    assert_eq!(manifest.kernel.package.as_ref().unwrap().version, "1:2-3");
+
+    let file = fs::read(inputs.output.join("initramfs")).unwrap();
+    let mut paths = Vec::new();
+    let mut at = 0;
+    for part in &manifest.parts[1..] {
+        let end = at + part.bytes as usize;
+        let tree = cpio::tests::read(&zstd::decode_all(&file[at..end]).unwrap());
+        paths.extend(
+            tree.iter()
+                .map(|(path, node)| (path.to_owned(), node.clone())),
+        );
+        at = end;
+    }
+    assert_eq!(at, file.len());
+    let is_file = |wanted: &str| {
+        paths
+            .iter()
+            .any(|(path, node)| path == wanted && matches!(node, Node::File { .. }))
+    };
+    let base = format!("usr/lib/modules/{KERNEL}");
+    for wanted in [
+        "init",
+        "usr/sbin/resize2fs",
+        "usr/lib64/ld-linux-x86-64.so.2",
+        "usr/lib/x86_64-linux-gnu/libc.so.6",
+        &format!("{base}/kernel/ext4.ko"),
+        &format!("{base}/modules.dep"),
+        &format!("{base}/modules.alias"),
+    ] {
+        assert!(is_file(wanted), "{wanted}");
+    }
+}
+
+#[test]
+fn a_failed_build_leaves_the_set_from_before() {
+    let root = tempfile::tempdir().unwrap();
+    let inputs = inputs(root.path());
+    assemble(&inputs, silent).unwrap();
+    let before = set(&inputs.output);
+    fs::remove_file(root.path().join("debs/libc6_2-3_all.deb")).unwrap();
+    let error = assemble(&inputs, silent).unwrap_err();
+    assert!(matches!(error, AssembleError::Tools(_)), "{error}");
+    assert_eq!(set(&inputs.output), before);
+}
+
+#[test]
+fn a_kernel_from_files_and_loaders_from_a_directory_need_no_package() {
+    let root = tempfile::tempdir().unwrap();
+    let mut inputs = inputs(root.path());
+    let from_packages = assemble(&inputs, silent).unwrap();
+    for name in [
+        format!("linux-image-{KERNEL}"),
+        "linux-image-amd64".to_owned(),
+        "ipxe".to_owned(),
+    ] {
+        fs::remove_file(root.path().join(format!("debs/{name}_2-3_all.deb"))).unwrap();
+    }
+    let image = root.path().join("bzImage");
+    put(&image, &fake_image(KERNEL));
+    let modules = fs::read_dir(root.path().join("cache/unpacked"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("lib/modules").join(KERNEL))
+        .find(|path| path.is_dir())
+        .unwrap();
+    inputs.kernel = Some((image, modules));
+    let loaders = root.path().join("loaders");
+    for name in LOADERS {
+        put(&loaders.join(name), name.as_bytes());
+    }
+    inputs.loaders = Some(loaders);
+    let from_files = assemble(&inputs, silent).unwrap();
+    assert!(from_files.kernel.package.is_none() && from_files.boot_loaders_package.is_none());
+    for (one, other) in from_packages.files.iter().zip(&from_files.files) {
+        assert_eq!((&one.name, &one.blake3), (&other.name, &other.blake3));
+    }
+}

@@ -1,0 +1,123 @@
+//! Which kernel modules go into the base image, and why: the one place to change the set.
+//!
+//! The set covers what a machine needs to reach the server, its disks and its keyboard before any
+//! driver can come from elsewhere. What they depend on is added by [`crate::modules`]; hardware that is
+//! rarer, or whose driver is larger than a tenth of the image, is left out on purpose (function E1: such
+//! drivers come from the server when the hardware asks for them).
+
+/// What it means when a kernel does not have a module, neither as a file nor built in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// The build fails: without it a usual machine could not be recovered.
+    Required,
+    /// The build says so and goes on.
+    WhenThere,
+}
+
+use Need::{Required, WhenThere};
+
+/// Modules that serve one purpose.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Why they are in the image, to be read after the module's name.
+    pub(crate) why: &'static str,
+    /// What it means when one is not in the kernel.
+    pub(crate) need: Need,
+    /// Module names, as in `lsmod` but for `-` and `_`, which mean the same.
+    pub(crate) modules: &'static [&'static str],
+}
+
+const fn group(why: &'static str, need: Need, modules: &'static [&'static str]) -> Group {
+    Group { why, need, modules }
+}
+
+/// The base set.
+#[rustfmt::skip]
+pub(crate) const GROUPS: &[Group] = &[
+    // Virtual machines.
+    group("KVM/QEMU network, disks and entropy", Required,
+        &["virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "virtio_rng"]),
+    group("Hyper-V bus, disks, network and keyboard", WhenThere,
+        &["hv_vmbus", "hv_storvsc", "hv_netvsc", "hyperv_keyboard", "hid_hyperv"]),
+    group("Hyper-V generation 1 boots only from this emulated DEC 21140", WhenThere, &["tulip"]),
+    group("VMware network and disks", WhenThere, &["vmxnet3", "vmw_pvscsi", "mptspi", "mptsas"]),
+    group("Xen network and disks", WhenThere, &["xen_netfront", "xen_blkfront"]),
+
+    // Wired network of real machines.
+    group("Intel gigabit Ethernet", Required, &["e1000", "e1000e", "igb"]),
+    group("Intel 2.5 gigabit Ethernet", WhenThere, &["igc"]),
+    group("Realtek Ethernet and its PHY", Required, &["r8169", "realtek"]),
+    group("Broadcom gigabit Ethernet of Dell and HP machines", WhenThere, &["tg3", "broadcom"]),
+    group("Intel 10 gigabit Ethernet of servers", WhenThere, &["ixgbe"]),
+    group("Qualcomm Atheros Ethernet of PCs", WhenThere, &["alx", "atl1c"]),
+    group("Ethernet of older PCs", WhenThere, &["8139cp", "8139too", "e100", "sky2", "forcedeth"]),
+    group("USB Ethernet adapters and docks", WhenThere,
+        &["r8152", "ax88179_178a", "cdc_ether", "cdc_ncm"]),
+
+    // Disks.
+    group("SATA disks", Required, &["ahci", "ata_piix"]),
+    group("SATA and IDE controllers without a driver of their own", WhenThere, &["ata_generic"]),
+    group("NVMe disks", Required, &["nvme"]),
+    group("NVMe and SATA disks behind Intel's Volume Management Device", WhenThere, &["vmd"]),
+    group("disks that speak SCSI, SATA and USB among them", Required, &["sd_mod"]),
+    group("SAS and RAID controllers of servers (LSI, Broadcom, HPE, Microchip)", WhenThere,
+        &["mpt3sas", "megaraid_sas", "hpsa", "smartpqi", "aacraid"]),
+    group("eMMC disks of small PCs", WhenThere, &["mmc_block", "sdhci_pci", "sdhci_acpi"]),
+
+    // USB.
+    group("USB host controllers", Required, &["xhci_pci", "ehci_pci", "ohci_pci", "uhci_hcd"]),
+    group("USB disks", Required, &["usb_storage", "uas"]),
+    group("USB keyboard", Required, &["usbhid", "hid_generic"]),
+
+    // File systems.
+    group("ext2, ext3 and ext4", Required, &["ext4"]),
+    group("the checksum that ext4 asks for when it is mounted", Required, &["crc32c_generic"]),
+    group("the same checksum on processors that have an instruction for it", WhenThere,
+        &["crc32c_intel"]),
+    group("FAT, as on every EFI system partition", Required, &["vfat"]),
+    group("character sets that FAT asks for when it is mounted", Required,
+        &["nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"]),
+    group("UEFI boot entries", Required, &["efivarfs"]),
+    group("files as disks", Required, &["loop"]),
+];
+
+/// A module that asks the kernel for another one while it runs, which a `depends=` does not say.
+///
+/// The kernel would run `modprobe`, which the recovery environment does not have, so these are made
+/// ordinary dependencies in `modules.dep`. Only modules that load on every machine may be named as the
+/// second: a dependency that fails would take the first with it.
+pub(crate) const RUNTIME_NEEDS: &[(&str, &str)] = &[
+    // crypto_alloc_shash("crc32c") at mount, fatal when it is not there.
+    ("ext4", "crc32c_generic"),
+    ("jbd2", "crc32c_generic"),
+    ("libcrc32c", "crc32c_generic"),
+    // r8169 refuses a PHY that only the generic driver serves.
+    ("r8169", "realtek"),
+    // Some tg3 chips have a PHY that only this one drives.
+    ("tg3", "broadcom"),
+    // load_nls() at mount: code page 437 always, the others by the usual `iocharset`.
+    ("vfat", "nls_cp437"),
+    ("vfat", "nls_ascii"),
+    ("vfat", "nls_utf8"),
+    // A keyboard or disk must not first come up on the slow companion controller.
+    ("ohci_pci", "ehci_pci"),
+    ("uhci_hcd", "ehci_pci"),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_module_is_listed_twice() {
+        let mut seen = BTreeSet::new();
+        for name in GROUPS.iter().flat_map(|group| group.modules) {
+            assert!(
+                seen.insert(name.replace('-', "_")),
+                "{name} is listed twice"
+            );
+        }
+    }
+}
