@@ -1,2 +1,12 @@
-//! .
+//! The recovery agent: PID 1 of the environment that captures and restores machines.
+
+mod drivers;
+mod job;
+mod log;
+mod net;
+mod sys;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {}

@@ -1,0 +1,8 @@
+//! The kernel's interfaces: the only place with `unsafe` code.
+//!
+//! Invariant: each function is safe to call with any arguments; one operation in an `unsafe` block,
+//! with the reason why it is sound. What is *not* here: decisions.
+
+pub(crate) mod block;
+pub(crate) mod module;
+pub(crate) mod partition;
