@@ -214,9 +214,11 @@ impl Packages {
     fn fetch_all(&self, names: &[String]) -> Result<Vec<PathBuf>, PackageError> {
         let directory = self.cache.join("debs");
         fs::create_dir_all(&directory).map_err(io_error("create the cache", &directory))?;
+        let empty = self.temporary(".asking-")?;
         let mut arguments = vec!["download".to_owned(), "--print-uris".to_owned()];
         arguments.extend(names.iter().cloned());
-        let said = match command::run("apt-get", &arguments, &directory) {
+        // Asked in an empty directory: apt says nothing of a package whose file is there already.
+        let said = match command::run("apt-get", &arguments, empty.path()) {
             Err(CommandError::Failed { message, .. }) if message.contains("Unable to locate") => {
                 return Err(PackageError::UnknownToApt {
                     names: names.join(", "),
@@ -242,10 +244,7 @@ impl Packages {
             return Ok(kept);
         }
         (self.progress)(&format!("fetching {} ({} bytes)", offer.file, offer.bytes));
-        let temporary = tempfile::Builder::new()
-            .prefix(".fetching-")
-            .tempdir_in(&self.cache)
-            .map_err(io_error("create a directory", &self.cache))?;
+        let temporary = self.temporary(".fetching-")?;
         // apt fetches as the user _apt when root calls it, who cannot write into the cache; the digest
         // is checked either way.
         let arguments = ["-o", "APT::Sandbox::User=root", "download", name];
@@ -254,6 +253,14 @@ impl Packages {
         offer.check(&fetched)?;
         fs::rename(&fetched, &kept).map_err(io_error("keep a package", &kept))?;
         Ok(kept)
+    }
+
+    /// A new directory in the cache, removed when the value goes away.
+    fn temporary(&self, prefix: &str) -> Result<tempfile::TempDir, PackageError> {
+        tempfile::Builder::new()
+            .prefix(prefix)
+            .tempdir_in(&self.cache)
+            .map_err(io_error("create a directory", &self.cache))
     }
 
     fn unpack(&self, archive: &Path) -> Result<Package, PackageError> {
@@ -271,10 +278,7 @@ impl Packages {
         let root = trees.join(format!("{}-{key}", id.name));
         if !root.is_dir() {
             (self.progress)(&format!("unpacking {} {}", id.name, id.version));
-            let temporary = tempfile::Builder::new()
-                .prefix(".unpacking-")
-                .tempdir_in(&self.cache)
-                .map_err(io_error("create a directory", &self.cache))?;
+            let temporary = self.temporary(".unpacking-")?;
             command::run(
                 "dpkg-deb",
                 &[
