@@ -71,7 +71,8 @@ pub(crate) const GROUPS: &[Group] = &[
 
     // File systems.
     group("ext2, ext3 and ext4", Required, &["ext4"]),
-    group("the checksum that ext4 asks for when it is mounted", Required, &["crc32c_generic"]),
+    // Kernels from 6.14 on call it as a function, and have no such module.
+    group("the checksum that ext4 asks for when it is mounted", WhenThere, &["crc32c_generic"]),
     group("the same checksum on processors that have an instruction for it", WhenThere,
         &["crc32c_intel"]),
     group("FAT, as on every EFI system partition", Required, &["vfat"]),

@@ -22,6 +22,10 @@ const HEADER_BYTES: usize = 6 + 13 * 8;
 /// Modification time of every entry, in seconds since 1970: none.
 const MTIME: u32 = 0;
 
+/// An archive is filled up with zeros to a multiple of this, as GNU cpio does. The kernel skips them; they
+/// let `cpio` list several archives in one stream, run once for each.
+const BLOCK_BYTES: usize = 512;
+
 /// Name of the entry that ends an archive.
 const TRAILER: &str = "TRAILER!!!";
 
@@ -75,6 +79,7 @@ pub(crate) fn write(tree: &Tree) -> Result<Vec<u8>, CpioError> {
         pad(&mut out);
     }
     entry(&mut out, TRAILER, [0, 0, 1, 0], (0, 0));
+    out.resize(out.len().next_multiple_of(BLOCK_BYTES), 0);
     Ok(out)
 }
 
@@ -149,7 +154,11 @@ pub(crate) mod tests {
             };
             tree.insert(name, node);
         }
-        assert_eq!(at, archive.len(), "nothing after the trailer");
+        assert!(
+            archive[at..].iter().all(|byte| *byte == 0),
+            "only zeros after the trailer"
+        );
+        assert!(archive.len() - at < BLOCK_BYTES && archive.len().is_multiple_of(BLOCK_BYTES));
         tree
     }
 

@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 /// Why the set could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,9 @@ pub(crate) fn check(output: &Path, names: &[&str]) -> Result<(), OutputError> {
 pub(crate) fn replace(output: &Path, files: &[(&str, &[u8])]) -> Result<(), OutputError> {
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
     check(output, &names)?;
+    // A link to the directory stays, and `.` has a parent to work in.
+    let resolved = output.canonicalize();
+    let output = resolved.as_deref().unwrap_or(output);
     let parent = match output.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -117,8 +121,7 @@ pub(crate) fn replace(output: &Path, files: &[(&str, &[u8])]) -> Result<(), Outp
         .map_err(failed("flush the directory", staging.path()))?;
 
     if output.is_dir() {
-        renameat_with(CWD, staging.path(), CWD, output, RenameFlags::EXCHANGE)
-            .map_err(|error| failed("swap the new files in", output)(error.into()))?;
+        exchange(staging.path(), output).map_err(failed("swap the new files in", output))?;
     } else {
         let kept = staging.keep();
         fs::rename(&kept, output).map_err(|error| {
@@ -132,8 +135,28 @@ pub(crate) fn replace(output: &Path, files: &[(&str, &[u8])]) -> Result<(), Outp
         .map_err(failed("flush the directory", parent))
 }
 
+/// Swaps the directories `new` and `old`.
+fn exchange(new: &Path, old: &Path) -> io::Result<()> {
+    match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
+        // A file system without this operation, NFS among them: for an instant there is no set at all,
+        // but never half of one.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            let aside = new.with_extension("old");
+            fs::rename(old, &aside)?;
+            if let Err(error) = fs::rename(new, old) {
+                fs::rename(&aside, old)?;
+                return Err(error);
+            }
+            fs::rename(&aside, new)
+        }
+        other => other.map_err(io::Error::from),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     fn names(directory: &Path) -> Vec<String> {
@@ -154,6 +177,18 @@ mod tests {
         assert_eq!(fs::read(output.join("a")).unwrap(), b"2");
         assert_eq!(names(&output), ["a", "b"]);
         assert_eq!(names(output.parent().unwrap()), ["boot"]);
+    }
+
+    #[test]
+    fn a_link_to_the_directory_stays_a_link() {
+        let parent = tempfile::tempdir().unwrap();
+        let (output, link) = (parent.path().join("real"), parent.path().join("link"));
+        replace(&output, &[("a", b"1")]).unwrap();
+        symlink("real", &link).unwrap();
+        replace(&link, &[("a", b"2")]).unwrap();
+        assert_eq!(fs::read(output.join("a")).unwrap(), b"2");
+        assert!(link.is_symlink());
+        assert_eq!(names(parent.path()), ["link", "real"]);
     }
 
     #[test]

@@ -74,6 +74,17 @@ pub(crate) enum PackageError {
         /// The digest of the file.
         found: String,
     },
+    /// apt knows the package and did not get it.
+    #[error(
+        "apt could not fetch {file}. Check the network; when the server says 404, the package lists are \
+         older than it: run `sudo apt-get update`"
+    )]
+    Fetch {
+        /// The package file.
+        file: String,
+        /// What apt-get said.
+        source: CommandError,
+    },
     /// apt-get or dpkg-deb failed.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -248,7 +259,12 @@ impl Packages {
         // apt fetches as the user _apt when root calls it, who cannot write into the cache; the digest
         // is checked either way.
         let arguments = ["-o", "APT::Sandbox::User=root", "download", name];
-        command::run("apt-get", &arguments, temporary.path())?;
+        command::run("apt-get", &arguments, temporary.path()).map_err(|source| {
+            PackageError::Fetch {
+                file: offer.file.clone(),
+                source,
+            }
+        })?;
         let fetched = temporary.path().join(&offer.file);
         offer.check(&fetched)?;
         fs::rename(&fetched, &kept).map_err(io_error("keep a package", &kept))?;
