@@ -4,6 +4,16 @@ mod lab;
 
 use lab::{deadline::Deadline, firmware::*, guest::*, link::*};
 fn main() -> anyhow::Result<()> {
+    if std::env::args().nth(1).as_deref() == Some("source") {
+        println!(
+            "{:?}",
+            lab::source_machine::SourceMachine::get_or_build(std::path::Path::new(
+                "/tmp/lab-exp/work"
+            ))?
+            .disk()
+        );
+        return Ok(());
+    }
     let kind = if std::env::args().nth(1).as_deref() == Some("uefi") {
         FirmwareKind::Uefi
     } else {
