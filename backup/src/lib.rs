@@ -11,6 +11,7 @@ pub mod filesystem;
 pub mod gpt;
 pub mod hardware;
 pub mod layout;
+mod little_endian;
 pub mod manifest;
 pub mod mbr;
 pub mod plan;

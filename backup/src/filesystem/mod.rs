@@ -6,7 +6,11 @@
 //! crate opens nothing.
 
 use crate::ByteRange;
-use crate::manifest::Volume;
+use crate::manifest::{FileSystemKind, Volume};
+
+pub mod detect;
+pub(crate) mod fat;
+mod used;
 
 /// Random access to the bytes of a volume, given by whoever can do I/O.
 pub trait ReadAt {
@@ -49,4 +53,97 @@ pub struct Survey {
     pub used: Result<Vec<ByteRange>, Doubt>,
     /// The bytes that make the volume mountable (superblocks and boot sectors), written last.
     pub heads: Vec<ByteRange>,
+}
+
+/// A contiguous part of a disk as a volume of its own.
+#[derive(Clone, Copy)]
+pub struct Section<'a> {
+    disk: &'a dyn ReadAt,
+    range: ByteRange,
+}
+
+impl<'a> Section<'a> {
+    /// The bytes `range` of `disk`, counted from 0.
+    #[must_use]
+    pub const fn new(disk: &'a dyn ReadAt, range: ByteRange) -> Self {
+        Self { disk, range }
+    }
+}
+
+impl ReadAt for Section<'_> {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        let len = buffer.len() as u64;
+        let end = offset.checked_add(len);
+        if end.is_none_or(|end| end > self.range.len()) {
+            return Err(ReadError {
+                offset,
+                len,
+                reason: format!("past the end of the volume of {} bytes", self.range.len()),
+            });
+        }
+        self.disk.read_at(self.range.start() + offset, buffer)
+    }
+}
+
+/// What a volume of `size` bytes is, and which of its bytes are in use. Whatever it holds, this
+/// returns: what is not understood is a [`Doubt`].
+#[must_use]
+pub fn survey_volume(volume: &dyn ReadAt, size: u64) -> Survey {
+    let found = match detect::detect(volume, size) {
+        Ok(found) => found,
+        Err(error) => {
+            return Survey {
+                volume: None,
+                used: Err(Doubt::Read(error)),
+                heads: heads(None, size),
+            };
+        }
+    };
+    let used = match &found {
+        Some(Volume {
+            file_system: FileSystemKind::Fat12 | FileSystemKind::Fat16 | FileSystemKind::Fat32,
+            ..
+        }) => fat::used(volume, size),
+        // The content of swap is dead once its machine is off; its first page makes it swap.
+        Some(Volume {
+            file_system: FileSystemKind::Swap,
+            ..
+        }) => Ok(vec![ByteRange::between(0, 4096)]),
+        None => Err(Doubt::Untrusted(
+            "no file system that is known here".to_owned(),
+        )),
+        Some(found) => Err(Doubt::Untrusted(format!(
+            "{} is saved whole",
+            found.file_system
+        ))),
+    };
+    Survey {
+        heads: heads(found.as_ref().map(|found| found.file_system), size),
+        used,
+        volume: found,
+    }
+}
+
+/// The bytes of a volume of `size` bytes that make it mountable or bootable; a restore writes them
+/// after everything else of the volume is flushed. Multiples of 4096 bytes but for the volume's end.
+#[must_use]
+pub fn heads(file_system: Option<FileSystemKind>, size: u64) -> Vec<ByteRange> {
+    let ranges: &[(u64, u64)] = match file_system {
+        // Boot sector, FSInfo and their backup at sectors 6 and 7, also with sectors of 4096 bytes.
+        Some(
+            FileSystemKind::Fat12
+            | FileSystemKind::Fat16
+            | FileSystemKind::Fat32
+            | FileSystemKind::Exfat,
+        ) => &[(0, 32 << 10)],
+        // The superblock at 64 KiB; its copies at 64 MiB and 256 GiB are not mounted by themselves.
+        Some(FileSystemKind::Btrfs) => &[(64 << 10, 4096)],
+        // ext: the superblock at byte 1024, in block 0 or 1. The others begin at byte 0.
+        _ => &[(0, 4096)],
+    };
+    ranges
+        .iter()
+        .map(|(start, len)| ByteRange::between(*start, (start + len).min(size)))
+        .filter(|range| !range.is_empty())
+        .collect()
 }

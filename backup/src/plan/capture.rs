@@ -1,1 +1,194 @@
-//! Capture plans.
+//! Capture plans: which bytes of a disk are read, and why others are not.
+//!
+//! Invariant: the ranges of a region are in order, never overlap, stay inside the region and are
+//! whole sectors; a region whose used blocks are in doubt is read whole. Nothing is read here.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ByteRange;
+use crate::filesystem::Survey;
+use crate::hardware::Disk;
+use crate::layout::{DiskLayout, LayoutRegion};
+use crate::manifest::{Coverage, PartitionTable, RegionKind, Volume};
+use crate::units::HumanBytes;
+
+/// What a capture of one disk will read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapturePlan {
+    /// The source.
+    pub disk: Disk,
+    /// Its table, kept in the manifest to the letter.
+    pub table: PartitionTable,
+    /// Its regions in order of offset.
+    pub regions: Vec<RegionPlan>,
+    /// What a person should know, for the manifest's warnings.
+    pub warnings: Vec<String>,
+}
+
+/// What is read of one region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionPlan {
+    /// What it is.
+    pub kind: RegionKind,
+    /// Where it is on the disk.
+    pub range: ByteRange,
+    /// The file system in it, when known.
+    pub volume: Option<Volume>,
+    /// Which of its bytes are saved, and why not others.
+    pub coverage: Coverage,
+    /// The bytes to read, relative to the region, whole sectors.
+    pub ranges: Vec<ByteRange>,
+}
+
+/// What a capture plan comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CaptureTotals {
+    /// Bytes that will be read.
+    pub read: u64,
+    /// Bytes of saved regions that the file systems do not use.
+    pub unused: u64,
+    /// Bytes of regions that are left out.
+    pub left_out: u64,
+}
+
+/// Plans the capture of a disk. `surveys` has one entry for each of the layout's regions, in their
+/// order: what was found in a partition or on a disk without table, `None` for a gap.
+///
+/// A region for which there is no survey is saved whole.
+#[must_use]
+pub fn plan_capture(disk: &Disk, layout: DiskLayout, surveys: Vec<Option<Survey>>) -> CapturePlan {
+    let mut surveys = surveys.into_iter();
+    let regions = layout
+        .regions
+        .into_iter()
+        .map(|region| {
+            plan_region(
+                region,
+                surveys.next().flatten(),
+                disk.logical_sector.bytes(),
+            )
+        })
+        .collect();
+    CapturePlan {
+        disk: disk.clone(),
+        table: layout.table,
+        regions,
+        warnings: layout.warnings,
+    }
+}
+
+fn plan_region(region: LayoutRegion, survey: Option<Survey>, sector: u64) -> RegionPlan {
+    let LayoutRegion {
+        kind,
+        range,
+        left_out,
+    } = region;
+    let whole = ByteRange::between(0, range.len());
+    let (volume, used) = match survey {
+        Some(survey) => (survey.volume, Some(survey.used)),
+        None => (None, None),
+    };
+    let (coverage, ranges) = match (left_out, used) {
+        (Some(reason), _) => (Coverage::LeftOut { reason }, Vec::new()),
+        (None, Some(Ok(used))) if used.iter().all(|used| whole.contains(*used)) => {
+            (Coverage::UsedBlocks, to_sectors(&used, sector, range.len()))
+        }
+        (None, used) => {
+            let reason = match used {
+                Some(Err(doubt)) => doubt.to_string(),
+                Some(Ok(_)) => "its used blocks leave the region".to_owned(),
+                None if kind == RegionKind::Gap => "outside all partitions".to_owned(),
+                None => "it was not surveyed".to_owned(),
+            };
+            (Coverage::Whole { reason }, vec![whole])
+        }
+    };
+    RegionPlan {
+        kind,
+        range,
+        volume,
+        coverage,
+        ranges,
+    }
+}
+
+/// Widens ranges to whole sectors and joins those that then touch.
+fn to_sectors(ranges: &[ByteRange], sector: u64, len: u64) -> Vec<ByteRange> {
+    let mut wide: Vec<ByteRange> = Vec::with_capacity(ranges.len());
+    for range in ranges.iter().filter(|range| !range.is_empty()) {
+        let start = range.start() - range.start() % sector;
+        let end = range.end().div_ceil(sector).saturating_mul(sector).min(len);
+        match wide.last_mut() {
+            Some(last) if start <= last.end() => {
+                *last = ByteRange::between(last.start(), last.end().max(end));
+            }
+            _ => wide.push(ByteRange::between(start, end)),
+        }
+    }
+    wide
+}
+
+impl RegionPlan {
+    /// Bytes that will be read of it.
+    #[must_use]
+    pub fn read_bytes(&self) -> u64 {
+        self.ranges.iter().map(|range| range.len()).sum()
+    }
+}
+
+impl CapturePlan {
+    /// What it comes to.
+    #[must_use]
+    pub fn totals(&self) -> CaptureTotals {
+        let mut totals = CaptureTotals::default();
+        for region in &self.regions {
+            let read = region.read_bytes();
+            totals.read += read;
+            if matches!(region.coverage, Coverage::LeftOut { .. }) {
+                totals.left_out += region.range.len();
+            } else {
+                totals.unused += region.range.len().saturating_sub(read);
+            }
+        }
+        totals
+    }
+}
+
+impl std::fmt::Display for CapturePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let totals = self.totals();
+        writeln!(
+            f,
+            "{}: {} to read, {} not in use, {} left out",
+            self.disk.describe(),
+            HumanBytes(totals.read),
+            HumanBytes(totals.unused),
+            HumanBytes(totals.left_out)
+        )?;
+        for region in &self.regions {
+            let what = match region.kind {
+                RegionKind::Partition { number } => format!("partition {number}"),
+                RegionKind::Gap => "gap".to_owned(),
+                RegionKind::WholeDisk => "whole disk".to_owned(),
+            };
+            let volume = region
+                .volume
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |volume| volume.file_system.to_string());
+            write!(
+                f,
+                "  {what:<13} {:>9}  {volume:<9} {:>9}  ",
+                HumanBytes(region.range.len()).to_string(),
+                HumanBytes(region.read_bytes()).to_string()
+            )?;
+            match &region.coverage {
+                Coverage::UsedBlocks => writeln!(f, "used blocks")?,
+                Coverage::Whole { reason } => writeln!(f, "whole: {reason}")?,
+                Coverage::LeftOut { reason } => writeln!(f, "left out: {reason}")?,
+            }
+        }
+        self.warnings
+            .iter()
+            .try_for_each(|warning| writeln!(f, "  warning: {warning}"))
+    }
+}

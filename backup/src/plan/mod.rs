@@ -9,7 +9,9 @@ use crate::ByteRange;
 use crate::hardware::Disk;
 use crate::manifest::{Blob, FileSystemKind, RestorePointId};
 
+mod assign;
 pub mod capture;
+mod picture;
 pub mod restore;
 
 /// What a person or a policy decided about a restore.

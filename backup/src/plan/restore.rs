@@ -1,1 +1,534 @@
-//! Restore planner.
+//! The restore planner: from a manifest, a target's inventory and choices to a plan or refusals.
+//!
+//! Invariants: no plan without a place for everything; destinations are whole sectors, in order,
+//! never overlap each other or the table that is written, and never leave the target. The manifest
+//! is not trusted: what contradicts itself is refused, nothing panics.
+//!
+//! Order of the steps of a [`DiskPlan`], each flushed before the next:
+//!
+//! 1. `invalidate` is made zero: the first MiB, with the old table, and the end of the disk, with an
+//!    old backup GPT. From here to the end the disk does not boot.
+//! 2. `copies` without their `last` parts. A partition may lie over an invalidated range (the first
+//!    MiB of an MBR disk, the last MiB of any): its bytes come after the zeros, so they stay.
+//! 3. the `last` parts of all copies: superblocks, boot sectors, and what lies in the first MiB.
+//! 4. `grow`, on the partitions' ranges, while there is still no table.
+//! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
+//!    `commit`: there step 3 is the commit.
+//!
+//! What is *not* here: making file systems smaller, moving partitions, other sector sizes.
+
+use crate::ByteRange;
+use crate::filesystem::heads;
+use crate::hardware::Inventory;
+use crate::layout::{self, TablePartition};
+use crate::manifest::{
+    Coverage, DiskImage, FileSystemKind, Manifest, PartitionTable, Region, RegionKind,
+};
+use crate::plan::assign::assign;
+use crate::plan::{
+    Choices, DiskPlan, Grow, PlannedPartition, ReasonCode, Refusal, RegionCopy, RestorePlan,
+    TableWrite,
+};
+use crate::units::HumanBytes;
+
+const MIB: u64 = 1 << 20;
+
+/// Plans a restore.
+///
+/// # Errors
+/// Every reason why it is not possible as asked; at least one.
+pub fn plan_restore(
+    manifest: &Manifest,
+    target: &Inventory,
+    choices: &Choices,
+) -> Result<RestorePlan, Vec<Refusal>> {
+    let mut refusals = machine_refusals(manifest, target);
+    if let Err(error) = manifest.check() {
+        refusals.push(refusal(
+            ReasonCode::TableUnsupported,
+            format!("The restore point's manifest contradicts itself: {error}. No disk was touched; take another restore point."),
+        ));
+        return Err(refusals);
+    }
+    let mut notes = Vec::new();
+    let mut disks = Vec::new();
+    match assign(&manifest.disks, &target.disks, choices) {
+        Err(more) => refusals.extend(more),
+        Ok(targets) => {
+            for (image, target) in manifest.disks.iter().zip(targets) {
+                match DiskPlanner::new(image, target, &mut notes).plan() {
+                    Ok(plan) => disks.push(plan),
+                    Err(refusal) => refusals.push(refusal),
+                }
+            }
+        }
+    }
+    if refusals.is_empty() {
+        Ok(RestorePlan {
+            restore_point: manifest.id.clone(),
+            disks,
+            notes,
+        })
+    } else {
+        Err(refusals)
+    }
+}
+
+pub(super) fn refusal(code: ReasonCode, text: String) -> Refusal {
+    Refusal { code, text }
+}
+
+fn machine_refusals(manifest: &Manifest, target: &Inventory) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    if manifest.firmware.kind != target.firmware {
+        refusals.push(refusal(
+            ReasonCode::FirmwareType,
+            format!(
+                "The backup starts by {}, this machine was started by {}. Start it by {} (see its firmware set-up), then restore again.",
+                manifest.firmware.kind, target.firmware, manifest.firmware.kind
+            ),
+        ));
+    }
+    if manifest.architecture != target.architecture {
+        refusals.push(refusal(
+            ReasonCode::Architecture,
+            format!(
+                "The backup is of a machine with architecture {}, this one is {}. Its system cannot run here.",
+                manifest.architecture, target.architecture
+            ),
+        ));
+    }
+    refusals
+}
+
+/// Plans one disk.
+struct DiskPlanner<'a> {
+    image: &'a DiskImage,
+    target: &'a crate::hardware::Disk,
+    notes: &'a mut Vec<String>,
+    /// The target's size in whole sectors, in bytes.
+    size: u64,
+}
+
+impl<'a> DiskPlanner<'a> {
+    fn new(
+        image: &'a DiskImage,
+        target: &'a crate::hardware::Disk,
+        notes: &'a mut Vec<String>,
+    ) -> Self {
+        let sector = target.logical_sector.bytes();
+        Self {
+            image,
+            target,
+            notes,
+            size: target.size - target.size % sector,
+        }
+    }
+
+    fn plan(mut self) -> Result<DiskPlan, Refusal> {
+        self.check_sector_size()?;
+        let partitions = self.table_partitions()?;
+        let last = partitions.iter().max_by_key(|partition| partition.last_lba);
+        let (usable_end, needed_end) = self.room(last)?;
+        let grown = match last {
+            Some(last) if usable_end > needed_end => self.growth(last, usable_end),
+            _ => None,
+        };
+        let grown_lba = grown
+            .as_ref()
+            .map(|(grow, range)| (grow.partition, range.end() / self.sector() - 1));
+        let commit = self.commit(grown_lba)?;
+        let grown_range = grown.as_ref().map(|(grow, range)| (grow.partition, *range));
+        let copies = self.copies(&partitions, grown_range, &commit);
+        let planned = self.planned(&partitions, grown_range);
+        let plan = DiskPlan {
+            source: self.image.number,
+            target: self.target.clone(),
+            invalidate: self.invalidate(&commit),
+            copies,
+            partitions: planned,
+            grow: grown.into_iter().map(|(grow, _)| grow).collect(),
+            commit,
+        };
+        check(&plan, self.size).map_err(|reason| self.contradiction(&reason))?;
+        Ok(plan)
+    }
+
+    const fn sector(&self) -> u64 {
+        self.image.logical_sector.bytes()
+    }
+
+    fn contradiction(&self, reason: &str) -> Refusal {
+        refusal(
+            ReasonCode::TableUnsupported,
+            format!(
+                "The backup of disk {} cannot be rebuilt: {reason}. No disk was touched; take another restore point.",
+                self.image.number
+            ),
+        )
+    }
+
+    fn check_sector_size(&self) -> Result<(), Refusal> {
+        if self.image.logical_sector == self.target.logical_sector {
+            return Ok(());
+        }
+        Err(refusal(
+            ReasonCode::SectorSize,
+            format!(
+                "Disk {} of the backup has sectors of {} bytes, {} has {}. The layout is not converted yet; use a disk with the same sector size.",
+                self.image.number,
+                self.sector(),
+                self.target.describe(),
+                self.target.logical_sector.bytes()
+            ),
+        ))
+    }
+
+    /// The table's partitions, each with its region and the other way round.
+    fn table_partitions(&self) -> Result<Vec<TablePartition>, Refusal> {
+        let table_sector = match &self.image.table {
+            PartitionTable::None => None,
+            PartitionTable::Gpt(table) => table.sector_size().ok(),
+            PartitionTable::Mbr(table) => table.sector_size().ok(),
+        };
+        if table_sector.is_some_and(|sector| sector != self.image.logical_sector) {
+            return Err(self.contradiction("its table is for another sector size"));
+        }
+        let partitions = layout::partitions_of(&self.image.table)
+            .map_err(|error| self.contradiction(&error.to_string()))?;
+        let mut numbers = Vec::new();
+        for region in &self.image.regions {
+            let RegionKind::Partition { number } = region.kind else {
+                continue;
+            };
+            if numbers.contains(&number) {
+                return Err(self.contradiction(&format!("partition {number} has two regions")));
+            }
+            numbers.push(number);
+            let same = partitions.iter().any(|partition| {
+                partition.number == number
+                    && partition.range(self.image.logical_sector) == region.range
+            });
+            if !same {
+                return Err(self.contradiction(&format!(
+                    "partition {number} at {} is not in its table",
+                    region.range
+                )));
+            }
+        }
+        match partitions
+            .iter()
+            .find(|partition| !numbers.contains(&partition.number))
+        {
+            Some(partition) => Err(self.contradiction(&format!(
+                "partition {} of its table has no content",
+                partition.number
+            ))),
+            None => Ok(partitions),
+        }
+    }
+
+    /// Where partitions may end on the target, and where the backup's last one does, in bytes.
+    fn room(&self, last: Option<&TablePartition>) -> Result<(u64, u64), Refusal> {
+        let saved_end = |region: &Region| match region.coverage {
+            Coverage::LeftOut { .. } => 0,
+            _ => region.range.end(),
+        };
+        let needed = match (last, &self.image.table) {
+            (Some(last), _) => last.range(self.image.logical_sector).end(),
+            (None, PartitionTable::None) => {
+                self.image.regions.iter().map(saved_end).max().unwrap_or(0)
+            }
+            (None, _) => 0,
+        };
+        let usable = match &self.image.table {
+            PartitionTable::Gpt(table) => table
+                .usable_end(self.size)
+                .ok()
+                .map_or(0, |lba| lba * self.sector()),
+            // 32 bits for a sector's number.
+            PartitionTable::Mbr(_) => self.size.min((1 << 32) * self.sector()),
+            PartitionTable::None => self.size,
+        };
+        if usable >= needed && usable > 0 {
+            return Ok((usable, needed));
+        }
+        let reserve = self.size - usable;
+        let least = if usable == 0 {
+            self.image.size
+        } else {
+            needed + reserve
+        };
+        let tail = last.map_or_else(
+            || "The disk's content".to_owned(),
+            |last| format!("Its last partition ({})", last.number),
+        );
+        Err(refusal(
+            ReasonCode::TooSmall,
+            format!(
+                "{} is too small for disk {} of the backup: it has {} bytes, and {least} are needed ({} more). {tail} ends at byte {needed}; partitions are not made smaller yet. Use a disk of {} or more.",
+                self.target.describe(),
+                self.image.number,
+                self.target.size,
+                HumanBytes(least.saturating_sub(self.target.size)),
+                HumanBytes(least)
+            ),
+        ))
+    }
+
+    fn region_of(&self, number: u32) -> Option<&'a Region> {
+        self.image
+            .regions
+            .iter()
+            .find(|region| region.kind == RegionKind::Partition { number })
+    }
+
+    /// Extra space goes to the last partition when its file system can take it. On a disk of the
+    /// same size, room that the source left free stays free.
+    fn growth(&mut self, last: &TablePartition, usable_end: u64) -> Option<(Grow, ByteRange)> {
+        if self.size <= self.image.size {
+            return None;
+        }
+        let number = last.number;
+        let from = last.range(self.image.logical_sector);
+        if let PartitionTable::Mbr(table) = &self.image.table
+            && table
+                .sectors()
+                .is_ok_and(|own| own.iter().any(|own| own.start() >= from.end()))
+        {
+            self.notes.push(format!(
+                "Partition {number} of {} keeps its size: an empty extended partition is behind it.",
+                self.target.name
+            ));
+            return None;
+        }
+        let mut end = usable_end - usable_end % MIB;
+        let volume = self
+            .region_of(number)
+            .filter(|region| region.coverage == Coverage::UsedBlocks)
+            .and_then(|region| region.volume.as_ref())
+            .filter(|volume| can_grow(volume.file_system) && volume.block_size > 0);
+        let Some(volume) = volume else {
+            let why = self.why_not_growing(number);
+            if usable_end.saturating_sub(from.end()) >= MIB {
+                self.notes.push(format!(
+                    "{} behind partition {number} of {} stay unused: {why}.",
+                    HumanBytes(usable_end - from.end()),
+                    self.target.name
+                ));
+            }
+            return None;
+        };
+        // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits.
+        let most = u64::from(u32::MAX) * u64::from(volume.block_size);
+        if end - from.start().min(end) > most {
+            end = from.start() + most - most % MIB;
+            self.notes.push(format!(
+                "Partition {number} of {} grows to {} only, the most its file system is sure to take.",
+                self.target.name,
+                HumanBytes(end - from.start())
+            ));
+        }
+        (end > from.end()).then(|| {
+            let range = ByteRange::between(from.start(), end);
+            let grow = Grow {
+                partition: number,
+                file_system: volume.file_system,
+                from: volume.size,
+                to: range.len(),
+            };
+            (grow, range)
+        })
+    }
+
+    fn why_not_growing(&self, number: u32) -> String {
+        let Some(region) = self.region_of(number) else {
+            return "nothing was saved of it".to_owned();
+        };
+        match (&region.volume, &region.coverage) {
+            (Some(volume), Coverage::Whole { reason }) if can_grow(volume.file_system) => {
+                format!("its {} was saved whole ({reason})", volume.file_system)
+            }
+            (Some(volume), _) => format!("{} is not made larger yet", volume.file_system),
+            (None, _) => "it has no file system that is known here".to_owned(),
+        }
+    }
+
+    fn commit(&self, grown: Option<(u32, u64)>) -> Result<Vec<TableWrite>, Refusal> {
+        match &self.image.table {
+            PartitionTable::None => Ok(Vec::new()),
+            PartitionTable::Gpt(table) => table
+                .resized_for(self.size, grown)
+                .map_err(|error| self.contradiction(&error.to_string())),
+            PartitionTable::Mbr(table) => table
+                .resized_for(self.size, grown)
+                .map_err(|error| self.contradiction(&error.to_string())),
+        }
+    }
+
+    fn copies(
+        &mut self,
+        partitions: &[TablePartition],
+        grown: Option<(u32, ByteRange)>,
+        commit: &[TableWrite],
+    ) -> Vec<RegionCopy> {
+        let partitions_end = partitions
+            .iter()
+            .map(|partition| partition.range(self.image.logical_sector).end())
+            .max();
+        let mut copies = Vec::new();
+        for (index, region) in (0u32..).zip(&self.image.regions) {
+            if matches!(region.coverage, Coverage::LeftOut { .. }) {
+                continue;
+            }
+            // What is behind the last partition belongs to the end of the disk, not to a place.
+            let behind = region.kind == RegionKind::Gap
+                && partitions_end.is_some_and(|end| region.range.start() >= end);
+            let in_place = self.size == self.image.size
+                && !commit
+                    .iter()
+                    .any(|write| place(write).overlaps(region.range));
+            if behind && !in_place {
+                if region.content.data_bytes > 0 {
+                    self.notes.push(format!(
+                        "{} of data behind the last partition of disk {} are not restored: the disk's end is elsewhere.",
+                        HumanBytes(region.content.data_bytes),
+                        self.image.number
+                    ));
+                }
+                continue;
+            }
+            let destination = match (&region.kind, grown) {
+                (RegionKind::Partition { number }, Some((grown, range))) if *number == grown => {
+                    range
+                }
+                _ => region.range,
+            };
+            copies.push(RegionCopy {
+                region: index,
+                destination,
+                last: last_parts(region),
+            });
+        }
+        copies
+    }
+
+    fn planned(
+        &self,
+        partitions: &[TablePartition],
+        grown: Option<(u32, ByteRange)>,
+    ) -> Vec<PlannedPartition> {
+        partitions
+            .iter()
+            .map(|partition| PlannedPartition {
+                number: partition.number,
+                range: match grown {
+                    Some((number, range)) if number == partition.number => range,
+                    _ => partition.range(self.image.logical_sector),
+                },
+                guid: partition.guid.map(|guid| guid.to_string()),
+                file_system: self
+                    .region_of(partition.number)
+                    .and_then(|region| region.volume.as_ref())
+                    .map(|volume| volume.file_system),
+                esp: partition.esp,
+            })
+            .collect()
+    }
+
+    /// The first MiB, and the last with the place of a backup GPT, old or new.
+    fn invalidate(&self, commit: &[TableWrite]) -> Vec<ByteRange> {
+        let table_start = commit
+            .iter()
+            .filter(|write| write.what == "backup GPT")
+            .map(|write| write.offset)
+            .min()
+            .unwrap_or(self.size);
+        let tail = self.size.saturating_sub(MIB).min(table_start);
+        let tail = (tail - tail % MIB).max(MIB);
+        let tail = ByteRange::between(tail, self.size);
+        let head = ByteRange::between(0, MIB.min(self.size));
+        std::iter::once(head)
+            .chain((!tail.is_empty()).then_some(tail))
+            .collect()
+    }
+}
+
+/// Whether the environment has a tool that makes it larger.
+const fn can_grow(file_system: FileSystemKind) -> bool {
+    matches!(
+        file_system,
+        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4
+    )
+}
+
+fn place(write: &TableWrite) -> ByteRange {
+    ByteRange::between(
+        write.offset,
+        write.offset.saturating_add(write.bytes.0.len() as u64),
+    )
+}
+
+/// The parts of a region that are written last, relative to the disk, in order, not overlapping.
+fn last_parts(region: &Region) -> Vec<ByteRange> {
+    let range = region.range;
+    let file_system = region.volume.as_ref().map(|volume| volume.file_system);
+    let mut parts: Vec<ByteRange> = match region.kind {
+        RegionKind::Gap => Vec::new(),
+        _ => heads(file_system, range.len()),
+    }
+    .into_iter()
+    .map(|head| ByteRange::between(range.start() + head.start(), range.start() + head.end()))
+    .collect();
+    let front = ByteRange::between(range.start(), range.end().min(MIB));
+    if !front.is_empty() {
+        parts.push(front);
+    }
+    parts.sort();
+    parts.into_iter().fold(Vec::new(), |mut joined, part| {
+        match joined.last_mut() {
+            Some(last) if part.start() <= last.end() => {
+                *last = ByteRange::between(last.start(), last.end().max(part.end()));
+            }
+            _ => joined.push(part),
+        }
+        joined
+    })
+}
+
+/// Checks the invariants of this module on a finished plan: the last line before a disk is written.
+fn check(plan: &DiskPlan, size: u64) -> Result<(), String> {
+    let mut taken: Vec<(ByteRange, String)> = plan
+        .copies
+        .iter()
+        .map(|copy| (copy.destination, format!("region {}", copy.region)))
+        .chain(
+            plan.commit
+                .iter()
+                .map(|write| (place(write), write.what.clone())),
+        )
+        .collect();
+    taken.sort();
+    for (range, what) in &taken {
+        if range.end() > size {
+            return Err(format!("{what} at {range} leaves the disk of {size} bytes"));
+        }
+    }
+    for pair in taken.windows(2) {
+        let ((one, one_name), (other, other_name)) = (&pair[0], &pair[1]);
+        if one.overlaps(*other) {
+            return Err(format!(
+                "{one_name} at {one} overlaps {other_name} at {other}"
+            ));
+        }
+    }
+    for partition in &plan.partitions {
+        if partition.range.end() > size {
+            return Err(format!(
+                "partition {} at {} leaves the disk of {size} bytes",
+                partition.number, partition.range
+            ));
+        }
+    }
+    Ok(())
+}
