@@ -1,0 +1,119 @@
+//! The command line and its exit codes.
+//!
+//! Not here: what the commands do.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Overrides;
+
+/// What a process ends with. The numbers are those of sysexits.h where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ExitCode {
+    /// Anything without a number of its own.
+    Failure = 1,
+    /// A folder or file that must be there is missing.
+    Missing = 66,
+    /// A port is taken, or another server runs on the data directory.
+    Unavailable = 69,
+    /// The system refused: interface, disk, database.
+    System = 71,
+    /// No right to open a port or to write a folder.
+    NoRights = 77,
+    /// The configuration is wrong.
+    Config = 78,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done
+   1  failed, for the reason printed
+   2  wrong command line
+  66  a folder or file that must be there is missing
+  69  a port is taken, or another netboot serves from the data directory
+  71  the system refused: network interface, disk, database
+  77  no right to open a port or to write a folder
+  78  the configuration is wrong";
+
+/// Bring machines back over the network.
+#[derive(Debug, Parser)]
+#[command(name = "netboot", version, after_help = EXIT_CODES, max_term_width = 80)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer machines that boot from the network, until told to stop
+    Serve(ServeArgs),
+}
+
+/// Options of `serve`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
+pub(crate) struct ServeArgs {
+    /// The configuration, in TOML; without it, the options below and defaults
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Network interface to serve; may be repeated
+    #[arg(long, value_name = "NAME")]
+    interface: Vec<String>,
+    /// Addresses to give to machines, when the configuration has no [[subnet]]:
+    /// some of the interface's network that no other DHCP server gives
+    #[arg(long, value_name = "FIRST-LAST")]
+    pool: Option<String>,
+    /// Where state and restore points are kept [default: /var/lib/netboot]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Make the data directory when it is not there
+    #[arg(long)]
+    pub(crate) create: bool,
+    /// Where kernel, initramfs and loaders are [default: boot in the data
+    /// directory]
+    #[arg(long, value_name = "DIR")]
+    boot_files: Option<PathBuf>,
+    /// Check the configuration, open nothing, and end
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+impl ServeArgs {
+    /// What overrides the configuration.
+    pub(crate) fn overrides(&self) -> Overrides {
+        Overrides {
+            interfaces: self.interface.clone(),
+            data_dir: self.data_dir.clone(),
+            boot_files: self.boot_files.clone(),
+            pool: self.pool.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_help_within_80_columns() {
+        Cli::command().debug_assert();
+        let mut command = Cli::command();
+        for text in [
+            command.render_long_help().to_string(),
+            command
+                .find_subcommand_mut("serve")
+                .expect("serve")
+                .render_help()
+                .to_string(),
+        ] {
+            for line in text.lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Whole Ethernet frames, built with smoltcp's wire types: for clients that have no address yet,
+//! and for iPXE, which waits for an IPv6 router.
+//!
+//! Not here: sending them (`sockets`).
+
+use std::net::{Ipv6Addr, SocketAddrV4};
+
+use protocol::dhcp::MacAddress;
+use smoltcp::{
+    phy::ChecksumCapabilities,
+    time::Duration,
+    wire::{
+        EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv6Packet, Icmpv6Repr,
+        IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, NdiscRepr, NdiscRouterFlags,
+        UdpPacket, UdpRepr,
+    },
+};
+
+/// All nodes on the link, RFC 4291 §2.7.1.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+/// A UDP packet in an IPv4 packet in a frame to one card.
+pub(crate) fn udp_frame(
+    from_mac: MacAddress,
+    to_mac: MacAddress,
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    payload: &[u8],
+) -> Vec<u8> {
+    let udp = UdpRepr {
+        src_port: from.port(),
+        dst_port: to.port(),
+    };
+    let ip = Ipv4Repr {
+        src_addr: *from.ip(),
+        dst_addr: *to.ip(),
+        next_header: IpProtocol::Udp,
+        payload_len: udp.header_len() + payload.len(),
+        hop_limit: 64,
+    };
+    let checksums = ChecksumCapabilities::default();
+    let len = ip.buffer_len() + ip.payload_len;
+    frame(from_mac, to_mac, EthernetProtocol::Ipv4, len, |bytes| {
+        let mut packet = Ipv4Packet::new_unchecked(bytes);
+        ip.emit(&mut packet, &checksums);
+        udp.emit(
+            &mut UdpPacket::new_unchecked(packet.payload_mut()),
+            &ip.src_addr.into(),
+            &ip.dst_addr.into(),
+            payload.len(),
+            |room| room.copy_from_slice(payload),
+            &checksums,
+        );
+    })
+}
+
+/// The smallest router advertisement (RFC 4861 §4.2): lifetime 0, "I am no default router", and
+/// no options. It goes to one card only, so no other machine on the link hears it.
+pub(crate) fn router_advertisement(from_mac: MacAddress, to_mac: MacAddress) -> Vec<u8> {
+    let advertisement = Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert {
+        hop_limit: 0,
+        flags: NdiscRouterFlags::empty(),
+        router_lifetime: Duration::ZERO,
+        reachable_time: Duration::ZERO,
+        retrans_time: Duration::ZERO,
+        lladdr: None,
+        mtu: None,
+        prefix_info: None,
+    });
+    let ip = Ipv6Repr {
+        src_addr: link_local(from_mac),
+        dst_addr: ALL_NODES,
+        next_header: IpProtocol::Icmpv6,
+        payload_len: advertisement.buffer_len(),
+        // RFC 4861 §6.1.2: anything less was forwarded and is ignored.
+        hop_limit: 255,
+    };
+    let len = ip.buffer_len() + ip.payload_len;
+    frame(from_mac, to_mac, EthernetProtocol::Ipv6, len, |bytes| {
+        let mut packet = Ipv6Packet::new_unchecked(bytes);
+        ip.emit(&mut packet);
+        advertisement.emit(
+            &ip.src_addr,
+            &ip.dst_addr,
+            &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
+            &ChecksumCapabilities::default(),
+        );
+    })
+}
+
+fn frame(
+    from: MacAddress,
+    to: MacAddress,
+    ethertype: EthernetProtocol,
+    len: usize,
+    fill: impl FnOnce(&mut [u8]),
+) -> Vec<u8> {
+    let mut bytes = vec![0; EthernetFrame::<&[u8]>::buffer_len(len)];
+    let mut ethernet = EthernetFrame::new_unchecked(&mut bytes[..]);
+    EthernetRepr {
+        src_addr: EthernetAddress(from.bytes()),
+        dst_addr: EthernetAddress(to.bytes()),
+        ethertype,
+    }
+    .emit(&mut ethernet);
+    fill(ethernet.payload_mut());
+    bytes
+}
+
+/// The link-local address of a card (RFC 4291 appendix A).
+fn link_local(mac: MacAddress) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.bytes();
+    let octets: [u8; 16] = [
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ];
+    octets.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVER: MacAddress = MacAddress::new([0x52, 0x54, 0, 0, 0, 1]);
+    const CLIENT: MacAddress = MacAddress::new([0x52, 0x54, 0, 0, 0, 2]);
+
+    #[test]
+    fn a_udp_frame_is_whole_and_its_checksums_are_right() {
+        let from = SocketAddrV4::new([10, 77, 0, 1].into(), 67);
+        let to = SocketAddrV4::new([10, 77, 0, 100].into(), 68);
+        let bytes = udp_frame(SERVER, CLIENT, from, to, b"hello");
+        let ethernet = EthernetFrame::new_checked(&bytes[..]).expect("a frame");
+        assert_eq!(ethernet.dst_addr(), EthernetAddress(CLIENT.bytes()));
+        let ip = Ipv4Packet::new_checked(ethernet.payload()).expect("an IPv4 packet");
+        assert!(ip.verify_checksum());
+        let udp = UdpPacket::new_checked(ip.payload()).expect("a UDP packet");
+        assert!(udp.verify_checksum(&ip.src_addr().into(), &ip.dst_addr().into()));
+        assert_eq!(
+            (udp.src_port(), udp.dst_port(), udp.payload()),
+            (67, 68, &b"hello"[..])
+        );
+    }
+
+    #[test]
+    fn the_router_advertisement_is_sixteen_bare_bytes() {
+        let bytes = router_advertisement(SERVER, CLIENT);
+        let ethernet = EthernetFrame::new_checked(&bytes[..]).expect("a frame");
+        let ip = Ipv6Packet::new_checked(ethernet.payload()).expect("an IPv6 packet");
+        assert_eq!(ip.hop_limit(), 255);
+        assert_eq!(ip.src_addr().to_string(), "fe80::5054:ff:fe00:1");
+        assert_eq!(ip.payload().len(), 16);
+        let icmp = Icmpv6Packet::new_checked(ip.payload()).expect("an ICMPv6 packet");
+        assert!(icmp.verify_checksum(&ip.src_addr(), &ip.dst_addr()));
+    }
+}
