@@ -43,7 +43,7 @@ fn main() -> anyhow::Result<()> {
         network: Some(NetworkCard {
             model: "virtio-net-pci".into(),
             mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
-            port: port.clone(),
+            attachment: Attachment::SwitchPort(port.clone()),
         }),
         identity: None,
         kernel: None,

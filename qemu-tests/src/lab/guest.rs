@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::deadline::Deadline;
 use super::firmware::{Firmware, FirmwareError};
 use super::link::Port;
+use super::namespace::Tap;
 use super::qmp::{Qmp, QmpError};
 use super::serial::{Console, ConsoleError};
 
@@ -53,7 +54,30 @@ pub(crate) struct NetworkCard {
     /// Ethernet address.
     pub(crate) mac: [u8; 6],
     /// Where it is plugged in.
-    pub(crate) port: Port,
+    pub(crate) attachment: Attachment,
+}
+
+/// What a network card is plugged into.
+#[derive(Debug, Clone)]
+pub(crate) enum Attachment {
+    /// A port of the lab's own switch.
+    SwitchPort(Port),
+    /// A cable into a bridge of the kernel; the machine is started in its namespace.
+    Tap(Tap),
+}
+
+impl Attachment {
+    fn netdev(&self) -> String {
+        match self {
+            Self::SwitchPort(port) => format!(
+                "stream,id=n0,server=off,addr.type=unix,addr.path={}",
+                port.socket.display()
+            ),
+            Self::Tap(tap) => {
+                format!("tap,id=n0,ifname={},script=no,downscript=no", tap.device)
+            }
+        }
+    }
 }
 
 /// What a machine says about itself (SMBIOS type 1).
@@ -179,7 +203,7 @@ impl Guest {
 
         let arguments = arguments(config, &console_socket, &control_socket)?;
         log::debug!("{QEMU} {}", arguments.join(" "));
-        let mut qemu = Command::new(QEMU)
+        let mut qemu = emulator(config)
             .args(&arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -294,6 +318,14 @@ fn wait_for_control(listener: &UnixListener, qemu: &mut Child) -> Option<Result<
     }
 }
 
+/// QEMU, where the machine's network card finds its cable.
+fn emulator(config: &GuestConfig) -> Command {
+    match config.network.as_ref().map(|card| &card.attachment) {
+        Some(Attachment::Tap(tap)) => tap.place.command(QEMU),
+        Some(Attachment::SwitchPort(_)) | None => Command::new(QEMU),
+    }
+}
+
 fn arguments(
     config: &GuestConfig,
     console: &Path,
@@ -359,11 +391,7 @@ fn arguments(
         } else {
             ""
         };
-        let socket = card.port.socket.display();
-        add(&[
-            "-netdev",
-            &format!("stream,id=n0,server=off,addr.type=unix,addr.path={socket}"),
-        ]);
+        add(&["-netdev", &card.attachment.netdev()]);
         add(&[
             "-device",
             &format!("{},netdev=n0,mac={mac},bootindex=0{rom}", card.model),

@@ -11,6 +11,7 @@ pub(crate) mod gateway;
 pub(crate) mod guest;
 pub(crate) mod guest_port;
 pub(crate) mod link;
+pub(crate) mod namespace;
 pub(crate) mod packet;
 pub(crate) mod pcap;
 pub(crate) mod port_map;
