@@ -9,6 +9,7 @@ use crate::ByteRange;
 use crate::manifest::{FileSystemKind, Volume};
 
 pub mod detect;
+mod ext;
 pub(crate) mod fat;
 mod used;
 
@@ -104,6 +105,10 @@ pub fn survey_volume(volume: &dyn ReadAt, size: u64) -> Survey {
             file_system: FileSystemKind::Fat12 | FileSystemKind::Fat16 | FileSystemKind::Fat32,
             ..
         }) => fat::used(volume, size),
+        Some(Volume {
+            file_system: FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4,
+            ..
+        }) => ext::used(volume, size),
         // The content of swap is dead once its machine is off; its first page makes it swap.
         Some(Volume {
             file_system: FileSystemKind::Swap,
