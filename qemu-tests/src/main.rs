@@ -1,61 +1,229 @@
 //! `lab`: virtual machines booted from the network without root, and the scenarios that prove the product.
+//!
+//! Not here: anything that the product does itself. The lab runs the real programs as processes.
 
 mod lab;
+mod report;
+mod scenarios;
 
-use lab::{deadline::Deadline, firmware::*, guest::*, link::*};
-fn main() -> anyhow::Result<()> {
-    if std::env::args().nth(1).as_deref() == Some("source") {
-        println!(
-            "{:?}",
-            lab::source_machine::SourceMachine::get_or_build(std::path::Path::new(
-                "/tmp/lab-exp/work"
-            ))?
-            .disk()
-        );
-        return Ok(());
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use lab::firmware::FirmwareKind;
+use lab::source_machine::SourceMachine;
+use report::{Line, Outcome};
+use scenarios::{Scenario, Settings, Skipped, Stage};
+
+/// Virtual machines booted from the network, without root.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 80,
+    after_help = "\
+Exit codes:
+  0  every scenario passed or was skipped with a reason
+  1  a scenario failed, or something else went wrong
+  2  wrong usage
+
+Deadlines are multiplied by the environment variable LAB_SLOW."
+)]
+struct Cli {
+    #[command(flatten)]
+    places: Places,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct Places {
+    /// Where the lab keeps what it makes [default: target/lab].
+    #[arg(long, global = true, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Where the program `netboot` is [default: where `lab` is].
+    #[arg(long, global = true, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Where the boot files are [default: target/boot].
+    #[arg(long, global = true, value_name = "DIR")]
+    boot_files: Option<PathBuf>,
+    /// Keep disks and server data after a scenario.
+    #[arg(long, global = true)]
+    keep: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Name every scenario.
+    List,
+    /// Play scenarios; without a name, all of them.
+    Run {
+        /// Names of scenarios.
+        #[arg(value_name = "SCENARIO")]
+        names: Vec<String>,
+        /// Write a report as JSON.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
+    /// Build the source machine now, and say where its disk is.
+    SourceDisk,
+    /// Show a whole restore, from the backup to the login prompt.
+    Demo {
+        /// Firmware of the machines.
+        #[arg(long, value_enum, default_value_t = FirmwareKind::Uefi)]
+        firmware: FirmwareKind,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab: {}", chain(&error));
+            ExitCode::FAILURE
+        }
     }
-    let kind = if std::env::args().nth(1).as_deref() == Some("uefi") {
-        FirmwareKind::Uefi
-    } else {
-        FirmwareKind::Bios
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::List => {
+            for Scenario { name, about, .. } in scenarios::ALL {
+                println!("{name:20}{about}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::SourceDisk => {
+            let source = SourceMachine::get_or_build(&settings(cli.places)?.work)?;
+            println!("{}", source.disk().display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Run { names, report } => {
+            let chosen = choose(&names)?;
+            let settings = settings(cli.places)?;
+            let lines: Vec<Line> = chosen
+                .iter()
+                .map(|scenario| play(scenario, &settings))
+                .collect();
+            println!();
+            for line in &lines {
+                println!("{line}");
+            }
+            if let Some(path) = report {
+                let json = serde_json::to_string_pretty(&lines)?;
+                std::fs::write(&path, json)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+            }
+            let failed = lines.iter().any(|line| line.outcome == Outcome::Failed);
+            Ok(if failed {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            })
+        }
+        Command::Demo { firmware } => {
+            let settings = settings(cli.places)?;
+            let stage = Stage::set_up(&settings, "demo")?;
+            scenarios::demonstrate(&stage, firmware)?;
+            stage.clear_up();
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn settings(places: Places) -> anyhow::Result<Settings> {
+    let target = match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => PathBuf::from(target),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
     };
-    let out = std::path::PathBuf::from("/tmp/lab-exp/try");
-    std::fs::create_dir_all(&out)?;
-    let run = tempfile::tempdir()?;
-    let mut link = Link::start(
-        LinkConfig {
-            pcap: Some(out.join(format!("{kind}.pcap"))),
-            dhcp: Some(6767),
-            ports: lab::port_map::PortMap::default()
-                .with_udp(69, 6969)
-                .with_tcp(80, 8080),
-            ..Default::default()
-        },
-        run.path(),
-    )?;
-    let port = link.add_port()?;
-    let guest = Guest::start(&GuestConfig {
-        name: kind.to_string(),
-        firmware: Firmware::fresh(kind, &out)?,
-        memory_mib: 1024,
-        cpus: 1,
-        disks: vec![],
-        network: Some(NetworkCard {
-            model: "virtio-net-pci".into(),
-            mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
-            attachment: Attachment::SwitchPort(port.clone()),
-        }),
-        identity: None,
-        kernel: None,
-        logs: out.clone(),
-    })?;
-    println!(
-        "{:?}",
-        guest.console().wait_for_any(
-            &["Nothing", "No more network", "netboot agent", "PXE-E"],
-            Deadline::seconds(60)
-        )
-    );
-    println!("{:?}", link.counters(port.id)?);
-    Ok(())
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let own_folder = own.parent().unwrap_or(Path::new(".")).to_owned();
+    let work = places.work_dir.unwrap_or_else(|| target.join("lab"));
+    std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    Ok(Settings {
+        // QEMU and mmdebstrap run in other folders.
+        work: std::path::absolute(&work)?,
+        bin_dir: std::path::absolute(places.bin_dir.unwrap_or(own_folder))?,
+        boot_files: std::path::absolute(places.boot_files.unwrap_or_else(|| target.join("boot")))?,
+        keep: places.keep,
+        backups: RefCell::new(HashMap::new()),
+    })
+}
+
+fn choose(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
+    let find = |name: &String| scenarios::ALL.iter().find(|scenario| scenario.name == name);
+    if let Some(unknown) = names.iter().find(|name| find(name).is_none()) {
+        bail!("no scenario is called {unknown}; `lab list` names them");
+    }
+    if names.is_empty() {
+        return Ok(scenarios::ALL.iter().collect());
+    }
+    Ok(names.iter().filter_map(find).collect())
+}
+
+/// Plays one scenario and says how it ended; logs of a failure stay where they are.
+fn play(scenario: &Scenario, settings: &Settings) -> Line {
+    let began = Instant::now();
+    let stage = match Stage::set_up(settings, scenario.name) {
+        Ok(stage) => stage,
+        Err(error) => {
+            return Line::new(
+                scenario.name,
+                Outcome::Failed,
+                Some(chain(&error)),
+                began.elapsed(),
+            );
+        }
+    };
+    let line = match (scenario.play)(&stage) {
+        Ok(()) => Line::new(scenario.name, Outcome::Passed, None, began.elapsed()),
+        Err(error) => {
+            let skipped = error.is::<Skipped>();
+            let outcome = if skipped {
+                Outcome::Skipped
+            } else {
+                Outcome::Failed
+            };
+            if !skipped {
+                eprintln!(
+                    "lab: {} failed; logs and packets are in {}",
+                    scenario.name,
+                    stage.logs().display()
+                );
+            }
+            Line::new(scenario.name, outcome, Some(chain(&error)), began.elapsed())
+        }
+    };
+    eprintln!("{line}");
+    stage.clear_up();
+    line
+}
+
+/// An error with all its reasons, once.
+fn chain(error: &anyhow::Error) -> String {
+    format!("{error:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_fits_a_terminal() {
+        Cli::command().debug_assert();
+        for line in Cli::command().render_long_help().to_string().lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_scenario_is_named() {
+        let error = choose(&["no-such".to_owned()]).err().unwrap().to_string();
+        assert!(error.contains("no-such"), "{error}");
+        assert_eq!(choose(&[]).unwrap().len(), scenarios::ALL.len());
+    }
 }

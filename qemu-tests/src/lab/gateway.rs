@@ -9,20 +9,18 @@
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use super::frame_queue::FrameQueue;
 use super::packet::Segment;
 use super::port_map::PortMap;
 use super::switch::Mac;
 
-/// Ethernet header and an IP packet of 1500 bytes.
-const FRAME_LIMIT: usize = 14 + 1500;
 /// Window of each direction of a connection, bytes: enough to keep a guest busy for some milliseconds.
 const BUFFER: usize = 512 << 10;
 /// Connections at once, so that a guest cannot eat the host's memory.
@@ -31,52 +29,6 @@ const MOST_CONNECTIONS: usize = 256;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 /// A guest that acknowledges nothing for so long has lost its power.
 const SILENT_GUEST: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(120);
-
-/// Frames to and from smoltcp.
-#[derive(Debug, Default)]
-struct FrameQueue {
-    received: VecDeque<Vec<u8>>,
-    sent: VecDeque<Vec<u8>>,
-}
-
-struct ReceivedFrame(Vec<u8>);
-struct FrameSlot<'a>(&'a mut VecDeque<Vec<u8>>);
-
-impl RxToken for ReceivedFrame {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        read(&self.0)
-    }
-}
-
-impl TxToken for FrameSlot<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
-        let mut frame = vec![0; length];
-        let result = write(&mut frame);
-        self.0.push_back(frame);
-        result
-    }
-}
-
-impl Device for FrameQueue {
-    type RxToken<'a> = ReceivedFrame;
-    type TxToken<'a> = FrameSlot<'a>;
-
-    fn receive(&mut self, _now: smoltcp::time::Instant) -> Option<(ReceivedFrame, FrameSlot<'_>)> {
-        let frame = self.received.pop_front()?;
-        Some((ReceivedFrame(frame), FrameSlot(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _now: smoltcp::time::Instant) -> Option<FrameSlot<'_>> {
-        Some(FrameSlot(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.max_transmission_unit = FRAME_LIMIT;
-        capabilities.medium = Medium::Ethernet;
-        capabilities
-    }
-}
 
 /// Both ends of a guest's connection, as the guest names them.
 type Ends = (SocketAddrV4, SocketAddrV4);

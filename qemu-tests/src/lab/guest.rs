@@ -123,6 +123,8 @@ pub(crate) struct GuestConfig {
     pub(crate) identity: Option<Identity>,
     /// Kernel to start in place of the boot order.
     pub(crate) kernel: Option<DirectKernel>,
+    /// Whether a restart from inside switches the machine off, so that its disk can be looked at.
+    pub(crate) ends_at_reset: bool,
     /// Where logs go.
     pub(crate) logs: PathBuf,
 }
@@ -234,6 +236,11 @@ impl Guest {
     /// The machine's serial console.
     pub(crate) fn console(&self) -> &Console {
         &self.console
+    }
+
+    /// Whether the machine has power: it has not switched itself off and QEMU has not ended.
+    pub(crate) fn is_on(&mut self) -> bool {
+        matches!(self.qemu.try_wait(), Ok(None))
     }
 
     /// Presses the power button.
@@ -360,6 +367,9 @@ fn arguments(
         &format!("socket,id=control,path={}", control.display()),
     ]);
     add(&["-mon", "chardev=control,mode=control"]);
+    if config.ends_at_reset {
+        add(&["-no-reboot"]);
+    }
     if let Some(kernel) = &config.kernel {
         add(&["-kernel", &kernel.kernel.display().to_string()]);
         add(&[

@@ -283,6 +283,7 @@ fn provision(work: &Path) -> Result<(), SourceError> {
             initrd: work.join("initrd"),
             command_line: format!("root=UUID={ROOT_UUID} console=ttyS0,115200 lab.provision"),
         }),
+        ends_at_reset: true,
         logs: work.to_owned(),
     };
     let guest = Guest::start(&config)?;

@@ -1,0 +1,138 @@
+//! The machines of the stories: the source, and the bare one that comes back.
+
+use anyhow::Context;
+use std::path::PathBuf;
+
+use super::stage::Stage;
+use crate::lab::deadline::Deadline;
+use crate::lab::disk;
+use crate::lab::firmware::{Firmware, FirmwareKind};
+use crate::lab::guest::{
+    Attachment, DiskBus, DiskDevice, Guest, GuestConfig, Identity, NetworkCard,
+};
+use crate::lab::link::Port;
+use crate::lab::source_machine::SourceMachine;
+
+/// Size of the bare machine's disk, bytes: larger than the source's, and not by a round number.
+pub(crate) const BARE_DISK_BYTES: u64 = (4 << 30) + (7 << 20);
+/// The host name of the source's system at its login prompt.
+const LOGIN_PROMPT: &str = "source-debian login:";
+const PASSWORD: &str = "lab";
+
+/// A machine that is switched on and off in a story.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    /// Name in logs.
+    pub(crate) name: String,
+    /// Its only disk.
+    pub(crate) disk: PathBuf,
+    mac: [u8; 6],
+    firmware: Firmware,
+    identity: Identity,
+}
+
+impl Machine {
+    /// The source machine with a copy of its disk, as it was installed.
+    pub(crate) fn source(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Self> {
+        let built = SourceMachine::get_or_build(&stage.settings.work)?;
+        let machine = Self::new(stage, "source", kind, [0x52, 0x54, 0, 0x77, 1, 1])?;
+        disk::copy(&built.disk(), &machine.disk)?;
+        let firmware = match kind {
+            FirmwareKind::Bios => Firmware::Bios,
+            FirmwareKind::Uefi => {
+                Firmware::with_variables(&built.uefi_variables(), &stage.disks().join("source"))?
+            }
+        };
+        Ok(Self {
+            firmware,
+            ..machine
+        })
+    }
+
+    /// A machine fresh from the factory with an empty disk.
+    pub(crate) fn bare(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Self> {
+        let machine = Self::new(stage, "bare", kind, [0x52, 0x54, 0, 0x77, 2, 2])?;
+        disk::create_empty(&machine.disk, BARE_DISK_BYTES)?;
+        Ok(machine)
+    }
+
+    fn new(
+        stage: &Stage<'_>,
+        name: &str,
+        kind: FirmwareKind,
+        mac: [u8; 6],
+    ) -> anyhow::Result<Self> {
+        let folder = stage.disks().join(name);
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let number = mac[5];
+        Ok(Self {
+            name: name.to_owned(),
+            disk: folder.join("disk.raw"),
+            mac,
+            firmware: Firmware::fresh(kind, &folder)?,
+            identity: Identity {
+                manufacturer: "Netboot Lab".to_owned(),
+                product: format!("{name} machine"),
+                serial: format!("LAB-{number:04}"),
+                uuid: format!("6c616200-0000-4000-8000-{number:012}"),
+            },
+        })
+    }
+
+    /// Its Ethernet address as people write it.
+    pub(crate) fn mac(&self) -> String {
+        self.mac.map(|octet| format!("{octet:02x}")).join(":")
+    }
+
+    /// Switches it on, with its cable in `port` if there is one. `sitting` names the logs.
+    pub(crate) fn switch_on(
+        &self,
+        stage: &Stage<'_>,
+        port: Option<&Port>,
+        sitting: &str,
+    ) -> anyhow::Result<Guest> {
+        let network = port.map(|port| NetworkCard {
+            model: "virtio-net-pci".to_owned(),
+            mac: self.mac,
+            attachment: Attachment::SwitchPort(port.clone()),
+        });
+        let config = GuestConfig {
+            name: format!("{}-{sitting}", self.name),
+            firmware: self.firmware.clone(),
+            memory_mib: 1024,
+            cpus: 2,
+            disks: vec![DiskDevice {
+                image: self.disk.clone(),
+                bus: DiskBus::Virtio,
+                serial: format!("{}-DISK", self.name.to_uppercase()),
+            }],
+            network,
+            identity: Some(self.identity.clone()),
+            kernel: None,
+            ends_at_reset: true,
+            logs: stage.logs().to_owned(),
+        };
+        Ok(Guest::start(&config)?)
+    }
+}
+
+/// Waits until the restored or original system asks who is there.
+pub(crate) fn wait_for_login(guest: &Guest) -> anyhow::Result<()> {
+    guest
+        .console()
+        .wait_for(LOGIN_PROMPT, Deadline::seconds(240))?;
+    Ok(())
+}
+
+/// Logs in at the prompt and switches the system off in order, so that its file systems are clean.
+pub(crate) fn log_in_and_shut_down(guest: Guest) -> anyhow::Result<()> {
+    let console = guest.console();
+    console.send_line("root")?;
+    console.wait_for("Password:", Deadline::seconds(60))?;
+    console.send_line(PASSWORD)?;
+    console.wait_for("root@source-debian", Deadline::seconds(60))?;
+    console.send_line("poweroff")?;
+    guest.wait_until_off(Deadline::seconds(120))?;
+    Ok(())
+}

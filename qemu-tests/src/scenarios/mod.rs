@@ -1,0 +1,122 @@
+//! What the lab proves: each scenario is a story told in steps.
+//!
+//! A scenario is a function of a [`Stage`]. It ends well, fails with the reason, or is skipped with a
+//! reason ([`Skipped`]). Scenarios use the product only as people and machines do: boot, commands, disks.
+//! They are the edge of the program, hence `anyhow`.
+
+mod beacon_time;
+mod compare;
+mod flipped_bit;
+mod interrupted;
+mod link_selftest;
+mod local_disk;
+mod machine;
+mod restore;
+mod site;
+mod source_boots;
+mod stage;
+
+pub(crate) use restore::demonstrate;
+pub(crate) use stage::{Settings, Stage};
+
+use thiserror::Error;
+
+/// A scenario that could not be played, and why.
+#[derive(Debug, Error)]
+#[error("{reason}")]
+pub(crate) struct Skipped {
+    /// What is missing.
+    pub(crate) reason: String,
+}
+
+/// One story.
+pub(crate) struct Scenario {
+    /// Name on the command line.
+    pub(crate) name: &'static str,
+    /// What it proves, in one line.
+    pub(crate) about: &'static str,
+    /// The story.
+    pub(crate) play: fn(&Stage) -> anyhow::Result<()>,
+}
+
+/// Every scenario, in the order in which they are played.
+pub(crate) const ALL: [Scenario; 11] = [
+    Scenario {
+        name: "link-selftest",
+        about: "the virtual link carries TCP and UDP right, under loss, reordering and duplication too",
+        play: link_selftest::play,
+    },
+    Scenario {
+        name: "source-boots-bios",
+        about: "the source machine reaches its login prompt under BIOS",
+        play: source_boots::bios,
+    },
+    Scenario {
+        name: "source-boots-uefi",
+        about: "the source machine reaches its login prompt under UEFI",
+        play: source_boots::uefi,
+    },
+    Scenario {
+        name: "beacon-time",
+        about: "a machine beacons within 3 s of link, from boot files of at most 25 MB",
+        play: beacon_time::play,
+    },
+    Scenario {
+        name: "local-disk",
+        about: "a machine without a job goes on to its local disk",
+        play: local_disk::play,
+    },
+    Scenario {
+        name: "restore-bios",
+        about: "a bare BIOS machine comes back from the network, every file right, and starts",
+        play: restore::bios,
+    },
+    Scenario {
+        name: "restore-uefi",
+        about: "a bare UEFI machine comes back from the network, every file right, and starts",
+        play: restore::uefi,
+    },
+    Scenario {
+        name: "power-cut",
+        about: "after a power cut the disk does not boot, and a new network boot finishes the restore",
+        play: interrupted::power_cut,
+    },
+    Scenario {
+        name: "server-restart",
+        about: "the server is killed and started again in the middle, and the restore goes on",
+        play: interrupted::server_restart,
+    },
+    Scenario {
+        name: "packet-loss",
+        about: "2 % of all packets are lost, and the restore ends right",
+        play: interrupted::packet_loss,
+    },
+    Scenario {
+        name: "flipped-bit",
+        about: "a chunk with one flipped bit is refused by name, and the disk stays unbootable",
+        play: flipped_bit::play,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_has_a_name_of_its_own_that_fits_a_folder() {
+        for (index, scenario) in ALL.iter().enumerate() {
+            let plain = scenario
+                .name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+            assert!(plain, "{}", scenario.name);
+            assert!(
+                ALL[..index]
+                    .iter()
+                    .all(|earlier| earlier.name != scenario.name),
+                "{}",
+                scenario.name
+            );
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The main story: a machine is captured, another one with an empty disk comes back as it.
+
+use super::compare;
+use super::machine::{Machine, wait_for_login};
+use super::site::{Site, copy_folder};
+use super::source_boots::started_once;
+use super::stage::{Backup, Stage};
+use crate::lab::firmware::FirmwareKind;
+
+pub(super) fn bios(stage: &Stage<'_>) -> anyhow::Result<()> {
+    demonstrate(stage, FirmwareKind::Bios)
+}
+
+pub(super) fn uefi(stage: &Stage<'_>) -> anyhow::Result<()> {
+    demonstrate(stage, FirmwareKind::Uefi)
+}
+
+/// The whole story for one firmware.
+pub(crate) fn demonstrate(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<()> {
+    let backup = make_backup(stage, kind)?;
+    stage
+        .settings
+        .backups
+        .borrow_mut()
+        .insert(kind, backup.clone());
+
+    let bare = Machine::bare(stage, kind)?;
+    let mut site = Site::open(stage)?;
+    let port = site.add_port()?;
+    site.restore(&bare, &port, &backup.restore_point)?;
+    stage.say("the restored disk is compared with the source's");
+    compare::check_restored(&backup.source_disk, &bare.disk)?;
+    stage.say("every file is there with the same content, owner, mode and times");
+
+    let guest = bare.switch_on(stage, Some(&port), "restored")?;
+    wait_for_login(&guest)?;
+    stage.say("the restored machine reached its login prompt");
+    Ok(())
+}
+
+/// A backup of a used source machine, made over the network.
+fn make_backup(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Backup> {
+    stage.program("netboot")?;
+    stage.boot_files()?;
+    let source = started_once(stage, kind)?;
+    let mut site = Site::open(stage)?;
+    let port = site.add_port()?;
+    let point = site.capture(&source, &port)?;
+    site.server.stop()?;
+
+    // Kept outside the stage: later scenarios start from it.
+    let folder = stage
+        .settings
+        .work
+        .join("run")
+        .join(format!("backup-{kind}"));
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir_all(&folder)?;
+    let data_dir = folder.join("server");
+    copy_folder(site.server.data_dir(), &data_dir)?;
+    let source_disk = folder.join("disk.raw");
+    std::fs::rename(&source.disk, &source_disk)?;
+    Ok(Backup {
+        data_dir,
+        source_disk,
+        restore_point: point.id.to_string(),
+    })
+}
+
+/// The backup that an earlier scenario of this run has made, or a new one.
+pub(super) fn backup(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Backup> {
+    let known = stage.settings.backups.borrow().get(&kind).cloned();
+    if let Some(backup) = known {
+        return Ok(backup);
+    }
+    let backup = make_backup(stage, kind)?;
+    stage
+        .settings
+        .backups
+        .borrow_mut()
+        .insert(kind, backup.clone());
+    // The next site of this stage copies the data to where this one had it.
+    std::fs::remove_dir_all(stage.disks().join("server"))?;
+    Ok(backup)
+}

@@ -1,0 +1,128 @@
+//! Where a scenario plays: its folders, its messages, and what scenarios hand on to each other.
+
+use anyhow::Context;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::Skipped;
+use crate::lab::firmware::FirmwareKind;
+
+/// What the command line says about all scenarios.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Where everything that the lab makes is kept.
+    pub(crate) work: PathBuf,
+    /// Where the programs under test are.
+    pub(crate) bin_dir: PathBuf,
+    /// Kernel and initramfs under test.
+    pub(crate) boot_files: PathBuf,
+    /// Whether disks and data are kept afterwards.
+    pub(crate) keep: bool,
+    /// Backups that a scenario has made and others may start from.
+    pub(crate) backups: RefCell<HashMap<FirmwareKind, Backup>>,
+}
+
+/// A server's data with one restore point in it, and the disk that it was made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Backup {
+    /// A stopped server's data directory, to be copied.
+    pub(crate) data_dir: PathBuf,
+    /// The disk as it was captured.
+    pub(crate) source_disk: PathBuf,
+    /// Id of the restore point.
+    pub(crate) restore_point: String,
+}
+
+/// The place of one scenario.
+#[derive(Debug)]
+pub(crate) struct Stage<'a> {
+    /// Settings of the whole run.
+    pub(crate) settings: &'a Settings,
+    name: &'static str,
+    logs: PathBuf,
+    disks: PathBuf,
+    began: Instant,
+}
+
+impl<'a> Stage<'a> {
+    /// Makes empty folders for a scenario.
+    pub(crate) fn set_up(settings: &'a Settings, name: &'static str) -> anyhow::Result<Self> {
+        let logs = settings.work.join("results").join(name);
+        let disks = settings.work.join("run").join(name);
+        for folder in [&logs, &disks] {
+            if folder.exists() {
+                fs::remove_dir_all(folder)
+                    .with_context(|| format!("cannot remove {}", folder.display()))?;
+            }
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        Ok(Self {
+            settings,
+            name,
+            logs,
+            disks,
+            began: Instant::now(),
+        })
+    }
+
+    /// Where logs and captures go.
+    pub(crate) fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// Where disks and data go; removed afterwards unless they are to be kept.
+    pub(crate) fn disks(&self) -> &Path {
+        &self.disks
+    }
+
+    /// Tells who watches what is going on.
+    pub(crate) fn say(&self, what: &str) {
+        eprintln!(
+            "[{:6.1} s] {}: {what}",
+            self.began.elapsed().as_secs_f64(),
+            self.name
+        );
+    }
+
+    /// A program under test, or a reason to skip.
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf, Skipped> {
+        let path = self.settings.bin_dir.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        Err(Skipped {
+            reason: format!(
+                "{} is not built; build it or give --bin-dir",
+                path.display()
+            ),
+        })
+    }
+
+    /// The boot files under test, or a reason to skip.
+    pub(crate) fn boot_files(&self) -> Result<PathBuf, Skipped> {
+        let folder = &self.settings.boot_files;
+        for file in ["vmlinuz", "initramfs"] {
+            if !folder.join(file).is_file() {
+                let reason = format!(
+                    "{} has no {file}; make the boot files with `initramfs build` or give --boot-files",
+                    folder.display()
+                );
+                return Err(Skipped { reason });
+            }
+        }
+        Ok(folder.clone())
+    }
+
+    /// Removes disks and data unless they are to be kept.
+    pub(crate) fn clear_up(&self) {
+        if self.settings.keep {
+            eprintln!("lab: disks and data are kept in {}", self.disks.display());
+        } else if let Err(error) = fs::remove_dir_all(&self.disks) {
+            log::warn!("cannot remove {}: {error}", self.disks.display());
+        }
+    }
+}
