@@ -6,9 +6,12 @@
 //! Not here: the command line's own syntax (`cli`), whether ports and interfaces can be had
 //! (`sockets`).
 
+mod error;
+mod file;
+
 use std::{
     collections::HashMap,
-    fmt, fs, io,
+    fs,
     net::Ipv4Addr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -16,17 +19,13 @@ use std::{
 
 use ipnet::Ipv4Net;
 use protocol::dhcp::MacAddress;
-use serde::Deserialize;
-use toml::Spanned;
 
 use crate::boot_policy::UnknownMachines;
+pub(crate) use error::ConfigError;
 
 /// Where state is kept when nobody says otherwise; made when it is not there.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/netboot";
-/// Where Debian's package `ipxe` puts its loaders.
-const DEFAULT_LOADERS: &str = "/usr/lib/ipxe";
 
-/// What the server serves and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
     /// State, store and control socket.
@@ -103,173 +102,6 @@ pub(crate) struct Overrides {
     pub(crate) pool: Option<String>,
 }
 
-/// What is wrong with the configuration. Nothing was opened or changed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    /// The file cannot be read.
-    #[error("the configuration {} cannot be read", .path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is not TOML, or has a key that does not exist, or a value of another type.
-    #[error("{} line {line}: {message}", .path.display())]
-    Syntax {
-        /// Which file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What the TOML reader says.
-        message: String,
-    },
-    /// A value that cannot be.
-    #[error("{} line {line}: {key} is \"{found}\", expected {expected}", .path.display())]
-    Value {
-        /// Which file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// The key with its table.
-        key: &'static str,
-        /// What is there.
-        found: String,
-        /// What belongs there.
-        expected: String,
-    },
-    /// A value of the command line that cannot be.
-    #[error("{option} is \"{found}\", expected {expected}")]
-    Option {
-        /// The option.
-        option: &'static str,
-        /// What is there.
-        found: String,
-        /// What belongs there.
-        expected: &'static str,
-    },
-    /// Neither interface nor address.
-    #[error(
-        "no network to serve: name an interface with --interface eth0, or in the configuration \
-         as [network] interface = \"eth0\""
-    )]
-    NoNetwork,
-    /// DHCP without anything to give.
-    #[error(
-        "no addresses to give to machines: add a [[subnet]] to the configuration, or name some of \
-         the network's own that no other DHCP server gives with --pool FIRST-LAST (such as --pool \
-         {example}), or set [dhcp] mode = \"off\""
-    )]
-    NoPool {
-        /// A range that would do.
-        example: String,
-    },
-    /// `--pool` outside the interface's network.
-    #[error(
-        "--pool {pool} is not within {network}, the network of {interface}: choose addresses of that network"
-    )]
-    PoolOutside {
-        /// As given.
-        pool: String,
-        /// Of the interface.
-        network: Ipv4Net,
-        /// Its name.
-        interface: String,
-    },
-    /// A subnet on no interface without `server`.
-    #[error(
-        "[[subnet]] {network} is on none of the interfaces served ({interfaces}): add server = \
-         \"ADDRESS\", the address by which its machines reach this server"
-    )]
-    NoServerAddress {
-        /// The subnet.
-        network: Ipv4Net,
-        /// Those served.
-        interfaces: String,
-    },
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawConfig {
-    data_dir: Option<PathBuf>,
-    boot_files: Option<PathBuf>,
-    loaders: Option<PathBuf>,
-    network: RawNetwork,
-    dhcp: RawDhcp,
-    tftp: RawTftp,
-    http: RawHttp,
-    subnet: Vec<RawSubnet>,
-    reservation: Vec<RawReservation>,
-    boot: RawBoot,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawNetwork {
-    interface: Option<Spanned<OneOrMany>>,
-    listen: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize, Clone)]
-#[serde(
-    untagged,
-    expecting = "expected the name of an interface, or a list of names"
-)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawDhcp {
-    mode: Option<Spanned<String>>,
-    port: Option<u16>,
-    lease_seconds: Option<Spanned<u32>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawTftp {
-    port: Option<u16>,
-    block_size: Option<Spanned<u16>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawHttp {
-    port: Option<u16>,
-    advertised_port: Option<Spanned<u16>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSubnet {
-    network: Spanned<String>,
-    pool: Spanned<String>,
-    server: Option<Spanned<String>>,
-    router: Option<Spanned<String>>,
-    #[serde(default)]
-    dns: Vec<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawReservation {
-    mac: Spanned<String>,
-    address: Spanned<String>,
-    /// For the reader of the file.
-    #[serde(default, rename = "name")]
-    _name: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawBoot {
-    unknown_machines: Option<UnknownMachines>,
-}
-
 impl Config {
     /// Reads and checks the file, or the defaults without one, with the command line on top.
     ///
@@ -284,64 +116,6 @@ impl Config {
             })?,
         };
         Self::parse(&text, file.unwrap_or(Path::new("the defaults")), overrides)
-    }
-
-    fn parse(text: &str, path: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text).map_err(|error| ConfigError::Syntax {
-            path: path.to_owned(),
-            line: line_of(text, error.span().map_or(0, |span| span.start)),
-            message: one_line(error.message()),
-        })?;
-        let check = Check { text, path };
-        let subnets = subnets(&check, &raw.subnet)?;
-        let dhcp = dhcp(&check, &raw.dhcp)?;
-        let mut reservations: HashMap<MacAddress, Vec<Ipv4Addr>> = HashMap::new();
-        for reservation in &raw.reservation {
-            let (mac, address) = check.reservation(reservation, &subnets, &reservations)?;
-            reservations.entry(mac).or_default().push(address);
-        }
-        let tftp_block_size = check.number(
-            raw.tftp.block_size.as_ref(),
-            "tftp.block_size",
-            512..=65464,
-            // The largest that fits 1500 bytes with every header: fragments get lost, and ROMs
-            // cannot put them together.
-            1468,
-        )?;
-        let advertised_port = match &raw.http.advertised_port {
-            None => None,
-            Some(_) => Some(check.number(
-                raw.http.advertised_port.as_ref(),
-                "http.advertised_port",
-                1..=u16::MAX,
-                0,
-            )?),
-        };
-        let data_dir = overrides
-            .data_dir
-            .or(raw.data_dir)
-            .unwrap_or_else(|| DEFAULT_DATA_DIR.into());
-        Ok(Self {
-            boot_files: overrides
-                .boot_files
-                .or(raw.boot_files)
-                .unwrap_or_else(|| data_dir.join("boot")),
-            data_dir,
-            loaders: raw.loaders.unwrap_or_else(|| DEFAULT_LOADERS.into()),
-            listen: listen(&check, &raw.network, overrides.interfaces)?,
-            dhcp,
-            tftp_port: raw.tftp.port.unwrap_or(protocol::tftp::PORT),
-            tftp_block_size,
-            http_port: raw.http.port.unwrap_or(8080),
-            advertised_port,
-            pool: pool_option(overrides.pool, &subnets)?,
-            subnets,
-            reservations,
-            unknown_machines: raw
-                .boot
-                .unknown_machines
-                .unwrap_or(UnknownMachines::Recovery),
-        })
     }
 }
 
@@ -376,222 +150,6 @@ fn pool_option(
     }
 }
 
-struct Check<'a> {
-    text: &'a str,
-    path: &'a Path,
-}
-
-impl Check<'_> {
-    fn error<T>(
-        &self,
-        at: &Spanned<T>,
-        key: &'static str,
-        found: impl fmt::Display,
-        expected: impl Into<String>,
-    ) -> ConfigError {
-        ConfigError::Value {
-            path: self.path.to_owned(),
-            line: line_of(self.text, at.span().start),
-            key,
-            found: found.to_string(),
-            expected: expected.into(),
-        }
-    }
-
-    fn address(&self, value: &Spanned<String>, key: &'static str) -> Result<Ipv4Addr, ConfigError> {
-        let text = value.get_ref();
-        text.parse()
-            .map_err(|_| self.error(value, key, text, "an IPv4 address such as 10.77.0.1"))
-    }
-
-    fn address_in(
-        &self,
-        value: Option<&Spanned<String>>,
-        key: &'static str,
-        network: Ipv4Net,
-    ) -> Result<Option<Ipv4Addr>, ConfigError> {
-        let Some(value) = value else {
-            return Ok(None);
-        };
-        let address = self.address(value, key)?;
-        if network.contains(&address) {
-            Ok(Some(address))
-        } else {
-            Err(self.error(value, key, address, format!("an address of {network}")))
-        }
-    }
-
-    fn number<N: PartialOrd + fmt::Display + Copy>(
-        &self,
-        value: Option<&Spanned<N>>,
-        key: &'static str,
-        allowed: RangeInclusive<N>,
-        default: N,
-    ) -> Result<N, ConfigError> {
-        match value {
-            None => Ok(default),
-            Some(value) if allowed.contains(value.get_ref()) => Ok(*value.get_ref()),
-            Some(value) => {
-                let expected = format!("a number from {} to {}", allowed.start(), allowed.end());
-                Err(self.error(value, key, value.get_ref(), expected))
-            }
-        }
-    }
-
-    fn reservation(
-        &self,
-        raw: &RawReservation,
-        subnets: &[SubnetConfig],
-        others: &HashMap<MacAddress, Vec<Ipv4Addr>>,
-    ) -> Result<(MacAddress, Ipv4Addr), ConfigError> {
-        let text = raw.mac.get_ref();
-        let expected = "six hexadecimal pairs such as 52:54:00:12:34:56";
-        let mac: MacAddress = text
-            .parse()
-            .map_err(|_| self.error(&raw.mac, "reservation.mac", text, expected))?;
-        let address = self.address(&raw.address, "reservation.address")?;
-        if !subnets
-            .iter()
-            .any(|subnet| subnet.network.contains(&address))
-        {
-            return Err(self.error(
-                &raw.address,
-                "reservation.address",
-                address,
-                "an address of one of the [[subnet]]s",
-            ));
-        }
-        if others.values().flatten().any(|other| *other == address) {
-            return Err(self.error(
-                &raw.address,
-                "reservation.address",
-                address,
-                "an address that is reserved once only",
-            ));
-        }
-        Ok((mac, address))
-    }
-}
-
-fn listen(
-    check: &Check<'_>,
-    raw: &RawNetwork,
-    interfaces: Vec<String>,
-) -> Result<Listen, ConfigError> {
-    if !interfaces.is_empty() {
-        return Ok(Listen::Interfaces(interfaces));
-    }
-    match (&raw.interface, &raw.listen) {
-        (Some(_), Some(listen)) => {
-            let expected = "either network.interface or network.listen, not both";
-            Err(check.error(listen, "network.listen", listen.get_ref(), expected))
-        }
-        (Some(names), None) => {
-            let list = match names.get_ref().clone() {
-                OneOrMany::One(name) => vec![name],
-                OneOrMany::Many(list) => list,
-            };
-            if list.is_empty() || list.iter().any(String::is_empty) {
-                return Err(check.error(
-                    names,
-                    "network.interface",
-                    "",
-                    "the name of an interface such as eth0",
-                ));
-            }
-            Ok(Listen::Interfaces(list))
-        }
-        (None, Some(listen)) => Ok(Listen::Address(check.address(listen, "network.listen")?)),
-        (None, None) => Err(ConfigError::NoNetwork),
-    }
-}
-
-fn dhcp(check: &Check<'_>, raw: &RawDhcp) -> Result<Option<Dhcp>, ConfigError> {
-    let mode = raw
-        .mode
-        .as_ref()
-        .map_or("server", |mode| mode.get_ref().as_str());
-    match (mode, &raw.mode) {
-        ("server", _) => Ok(Some(Dhcp {
-            port: raw.port.unwrap_or(protocol::dhcp::SERVER_PORT),
-            lease_seconds: check.number(
-                raw.lease_seconds.as_ref(),
-                "dhcp.lease_seconds",
-                60..=31_536_000,
-                3600,
-            )?,
-        })),
-        ("off", _) => Ok(None),
-        ("proxy" | "auto", Some(at)) => Err(check.error(
-            at,
-            "dhcp.mode",
-            mode,
-            "\"server\" or \"off\": this version cannot work beside another DHCP server yet",
-        )),
-        (_, Some(at)) => Err(check.error(at, "dhcp.mode", mode, "\"server\" or \"off\"")),
-        (_, None) => Ok(None),
-    }
-}
-
-fn subnets(check: &Check<'_>, raw: &[RawSubnet]) -> Result<Vec<SubnetConfig>, ConfigError> {
-    let mut subnets: Vec<SubnetConfig> = Vec::new();
-    for raw in raw {
-        let text = raw.network.get_ref();
-        let network: Ipv4Net = text.parse().map_err(|_| {
-            check.error(
-                &raw.network,
-                "subnet.network",
-                text,
-                "a network such as 10.77.0.0/24",
-            )
-        })?;
-        if network.trunc() != network {
-            let expected = format!("{}, without bits after the prefix", network.trunc());
-            return Err(check.error(&raw.network, "subnet.network", text, expected));
-        }
-        if let Some(other) = subnets
-            .iter()
-            .find(|other| other.network.contains(&network) || network.contains(&other.network))
-        {
-            let expected = format!("a network that does not overlap {}", other.network);
-            return Err(check.error(&raw.network, "subnet.network", text, expected));
-        }
-        let pool = pool(check, &raw.pool, network)?;
-        subnets.push(SubnetConfig {
-            network,
-            pool,
-            server: raw
-                .server
-                .as_ref()
-                .map(|server| check.address(server, "subnet.server"))
-                .transpose()?,
-            router: check.address_in(raw.router.as_ref(), "subnet.router", network)?,
-            dns: raw
-                .dns
-                .iter()
-                .map(|server| check.address(server, "subnet.dns"))
-                .collect::<Result<_, _>>()?,
-        });
-    }
-    Ok(subnets)
-}
-
-fn pool(
-    check: &Check<'_>,
-    raw: &Spanned<String>,
-    network: Ipv4Net,
-) -> Result<RangeInclusive<u32>, ConfigError> {
-    let text = raw.get_ref();
-    let range = parse_range(text).ok_or_else(|| {
-        let expected = "addresses as FIRST-LAST, such as 10.77.0.100-10.77.0.200";
-        check.error(raw, "subnet.pool", text, expected)
-    })?;
-    if !is_within(&range, network) {
-        return Err(check.error(raw, "subnet.pool", text, format!("addresses of {network}")));
-    }
-    Ok(range)
-}
-
 /// Whether all addresses of the range are hosts' addresses of the network.
 pub(crate) fn is_within(range: &RangeInclusive<u32>, network: Ipv4Net) -> bool {
     [range.start(), range.end()]
@@ -606,15 +164,5 @@ fn parse_range(text: &str) -> Option<RangeInclusive<u32>> {
     (first <= last).then(|| u32::from(first)..=u32::from(last))
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
-    1 + before.iter().filter(|&&byte| byte == b'\n').count()
-}
-
-fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

@@ -129,11 +129,10 @@ impl LeaseTable {
         }
     }
 
-    /// The client's lease in the subnet, ended or not, unless the address is in quarantine.
+    /// The client's lease in the subnet, ended or not. A declined address is nobody's.
     pub(crate) fn of_client(&self, subnet: usize, mac: MacAddress) -> Option<&Lease> {
         let address = self.by_client.get(&(subnet, mac))?;
-        let (_, lease) = self.by_address.get(address)?;
-        (lease.state != LeaseState::Declined).then_some(lease)
+        self.by_address.get(address).map(|(_, lease)| lease)
     }
 
     /// Whether the client may have exactly this address now.
@@ -192,6 +191,7 @@ impl LeaseTable {
     pub(crate) fn put(&mut self, subnet: usize, lease: Lease) {
         if let Some(old) = self.by_client.get(&(subnet, lease.mac)).copied()
             && old != lease.address
+            && lease.state != LeaseState::Declined
         {
             self.forget(old);
             if self.pools[subnet].contains(old) {
@@ -204,7 +204,10 @@ impl LeaseTable {
         if pool.contains(lease.address) && !self.set_aside.contains(&lease.address) {
             pool.by_end.insert((lease.until, lease.address));
         }
-        self.by_client.insert((subnet, lease.mac), lease.address);
+        // Else the client's next address would end the quarantine of this one.
+        if lease.state != LeaseState::Declined {
+            self.by_client.insert((subnet, lease.mac), lease.address);
+        }
         self.by_address.insert(lease.address, (subnet, lease));
     }
 

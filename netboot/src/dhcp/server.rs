@@ -650,5 +650,4 @@ fn printable(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;

@@ -312,5 +312,4 @@ fn clamp(value: u64, most: u16) -> u16 {
 }
 
 #[cfg(test)]
-#[path = "transfer_tests.rs"]
 mod tests;

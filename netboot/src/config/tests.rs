@@ -1,0 +1,166 @@
+//! Configurations as people write them, right and wrong.
+
+use super::*;
+
+const WHOLE: &str = r#"
+data_dir = "/var/lib/netboot"
+boot_files = "/srv/boot"
+[network]
+interface = "eth0"
+[dhcp]
+mode = "server"
+port = 67
+lease_seconds = 7200
+[tftp]
+port = 69
+[http]
+port = 8080
+advertised_port = 80
+[[subnet]]
+network = "10.77.0.0/24"
+pool = "10.77.0.100-10.77.0.200"
+server = "10.77.0.1"
+router = "10.77.0.1"
+dns = ["10.77.0.1"]
+[[reservation]]
+mac = "52:54:00:00:00:01"
+address = "10.77.0.7"
+name = "reception"
+[boot]
+unknown_machines = "local-disk"
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("netboot.toml"), Overrides::default())
+}
+
+fn complaint(text: &str) -> String {
+    parse(text).expect_err("a wrong configuration").to_string()
+}
+
+#[test]
+fn a_whole_configuration_is_read() {
+    let config = parse(WHOLE).expect("a right configuration");
+    assert_eq!(config.listen, Listen::Interfaces(vec!["eth0".into()]));
+    assert_eq!(
+        config.dhcp,
+        Some(Dhcp {
+            port: 67,
+            lease_seconds: 7200
+        })
+    );
+    assert_eq!(config.advertised_port, Some(80));
+    assert_eq!(config.unknown_machines, UnknownMachines::LocalDisk);
+    assert_eq!(config.subnets[0].pool.clone().count(), 101);
+    let mac = MacAddress::new([0x52, 0x54, 0, 0, 0, 1]);
+    assert_eq!(config.reservations[&mac], [Ipv4Addr::new(10, 77, 0, 7)]);
+}
+
+#[test]
+fn the_defaults_need_an_interface_only() {
+    let config = parse("[network]\ninterface = [\"eth0\", \"eth1\"]").expect("right");
+    assert_eq!(config.data_dir, Path::new("/var/lib/netboot"));
+    assert_eq!(config.boot_files, Path::new("/var/lib/netboot/boot"));
+    assert_eq!((config.tftp_port, config.http_port), (69, 8080));
+    assert_eq!(config.tftp_block_size, 1468);
+    assert!(matches!(parse(""), Err(ConfigError::NoNetwork)));
+}
+
+#[test]
+fn the_command_line_wins() {
+    let overrides = Overrides {
+        interfaces: vec!["eth9".into()],
+        data_dir: Some("/data".into()),
+        ..Overrides::default()
+    };
+    let config = Config::parse("data_dir = \"/other\"", Path::new("f"), overrides).expect("right");
+    assert_eq!(config.listen, Listen::Interfaces(vec!["eth9".into()]));
+    assert_eq!(config.boot_files, Path::new("/data/boot"));
+}
+
+#[test]
+fn every_complaint_names_file_line_key_and_what_belongs_there() {
+    let replaced = |from: &str, to: &str| complaint(&WHOLE.replace(from, to));
+    for (from, to, expected) in [
+        (
+            "lease_seconds = 7200",
+            "lease_seconds = 5",
+            "netboot.toml line 9: dhcp.lease_seconds is \"5\", expected a number from 60 to 31536000",
+        ),
+        (
+            "10.77.0.100-10.77.0.200",
+            "10.77.0.100-10.77.1.200",
+            "netboot.toml line 17: subnet.pool is \"10.77.0.100-10.77.1.200\", expected addresses of 10.77.0.0/24",
+        ),
+        (
+            "\"10.77.0.0/24\"",
+            "\"10.77.0.5/24\"",
+            "netboot.toml line 16: subnet.network is \"10.77.0.5/24\", expected 10.77.0.0/24, without bits after the prefix",
+        ),
+        (
+            "52:54:00:00:00:01",
+            "52:54:00",
+            "netboot.toml line 22: reservation.mac is \"52:54:00\", expected six hexadecimal pairs such as 52:54:00:12:34:56",
+        ),
+        (
+            "mode = \"server\"",
+            "mode = \"proxy\"",
+            "netboot.toml line 7: dhcp.mode is \"proxy\", expected \"server\" or \"off\": this version cannot work beside another DHCP server yet",
+        ),
+        (
+            "address = \"10.77.0.7\"",
+            "address = \"10.78.0.7\"",
+            "netboot.toml line 23: reservation.address is \"10.78.0.7\", expected an address of one of the [[subnet]]s",
+        ),
+    ] {
+        assert_eq!(replaced(from, to), expected);
+    }
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_are_named_with_their_line() {
+    let unknown = complaint(&WHOLE.replace("lease_seconds", "lease_second"));
+    assert!(
+        unknown.starts_with("netboot.toml line 9: unknown field `lease_second`, expected"),
+        "{unknown}"
+    );
+    let wrong = complaint("[tftp]\nport = \"69\"");
+    assert!(
+        wrong.starts_with("netboot.toml line 2: invalid type: string"),
+        "{wrong}"
+    );
+    let word = complaint("[boot]\nunknown_machines = \"nothing\"");
+    assert!(
+        word.contains("line 2: unknown variant `nothing`, expected `recovery` or `local-disk`"),
+        "{word}"
+    );
+    let syntax = complaint("[tftp\nport = 69");
+    assert!(syntax.starts_with("netboot.toml line 1: "), "{syntax}");
+}
+
+#[test]
+fn overlapping_subnets_and_double_reservations_are_refused() {
+    let twice = format!(
+        "{WHOLE}\n[[subnet]]\nnetwork = \"10.77.0.128/25\"\npool = \"10.77.0.130-10.77.0.140\""
+    );
+    assert!(complaint(&twice).contains("expected a network that does not overlap 10.77.0.0/24"));
+    let twice =
+        format!("{WHOLE}\n[[reservation]]\nmac = \"52:54:00:00:00:02\"\naddress = \"10.77.0.7\"");
+    assert!(complaint(&twice).contains("expected an address that is reserved once only"));
+}
+
+#[test]
+fn a_pool_option_is_for_starts_without_subnets() {
+    let pool = |text: &str, file: &str| {
+        let overrides = Overrides {
+            pool: Some(text.into()),
+            ..Overrides::default()
+        };
+        Config::parse(file, Path::new("f"), overrides)
+    };
+    let interface = "[network]\ninterface = \"eth0\"";
+    let config = pool("10.1.0.5-10.1.0.9", interface).expect("right");
+    assert_eq!(config.pool.map(Iterator::count), Some(5));
+    assert!(pool("10.1.0.9-10.1.0.5", interface).is_err());
+    assert!(pool("10.1.0.5-10.1.0.9", WHOLE).is_err());
+}
