@@ -1,8 +1,10 @@
 //! The lab: a network and machines in userspace, and the files that they need.
 
+pub(crate) mod bridge_capture;
 pub(crate) mod deadline;
 pub(crate) mod debian;
 pub(crate) mod dhcp_relay;
+pub(crate) mod dhcp_sighting;
 pub(crate) mod disk;
 pub(crate) mod fault;
 pub(crate) mod firmware;

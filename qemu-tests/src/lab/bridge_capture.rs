@@ -1,0 +1,193 @@
+//! A capture of a bridge: every frame between its server and its machines goes to a file, and DHCP is kept
+//! to be judged.
+//!
+//! A packet socket of our own instead of tcpdump: nothing to install, nothing in the way of knowing that
+//! the capture has begun. Frames between two machines are not seen, the bridge does not show them to its
+//! own interface.
+
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, bind, setsockopt, socket, sockopt,
+};
+use socket2::Socket;
+use std::fs::File;
+use std::io::{self, BufWriter, Read};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use super::dhcp_sighting::{self, DhcpSighting};
+use super::namespace::{BRIDGE, Bridge, NamespaceError};
+use super::pcap::PcapWriter;
+
+/// How often the thread looks whether it should end.
+const TICK: Duration = Duration::from_millis(100);
+/// Frames that may wait to be read: what a fast restore sends in some milliseconds.
+const RECEIVE_BUFFER: usize = 16 << 20;
+/// Segmentation is left to the network card, so the kernel shows TCP in pieces of up to 64 KiB.
+const LARGEST_FRAME: usize = 14 + (64 << 10);
+/// Kept of a long frame: the headers and the beginning of an HTTP request or answer.
+const SNAPLEN: usize = 256;
+
+/// A running capture. Dropping it ends and completes the file.
+#[derive(Debug)]
+pub(crate) struct BridgeCapture {
+    stop: Arc<AtomicBool>,
+    dhcp: Arc<Mutex<Vec<DhcpSighting>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BridgeCapture {
+    /// Begins to capture; everything sent after this call is in the file.
+    pub(crate) fn start(bridge: &Bridge, file: &Path) -> Result<Self, NamespaceError> {
+        let socket = bridge.namespace().inside(open)?;
+        let start = || -> io::Result<Self> {
+            let pcap = PcapWriter::new(BufWriter::new(File::create(file)?), SNAPLEN)?;
+            let stop = Arc::new(AtomicBool::new(false));
+            let dhcp = Arc::default();
+            let work = Work {
+                socket,
+                pcap,
+                file: file.to_owned(),
+                stop: Arc::clone(&stop),
+                dhcp: Arc::clone(&dhcp),
+            };
+            let thread = std::thread::Builder::new().name("capture".to_owned());
+            Ok(Self {
+                stop,
+                dhcp,
+                thread: Some(thread.spawn(move || work.run())?),
+            })
+        };
+        start().map_err(|source| NamespaceError::Io {
+            what: format!("capture {BRIDGE} to {}", file.display()),
+            source,
+        })
+    }
+
+    /// Ends the capture and returns the DHCP messages in it, in order.
+    pub(crate) fn finish(mut self) -> Vec<DhcpSighting> {
+        self.end();
+        let mut dhcp = self.dhcp.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut dhcp)
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was printed when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for BridgeCapture {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Opens a socket that gets every frame of the bridge's interface (packet(7)).
+fn open() -> io::Result<Socket> {
+    let of_bridge = |address: nix::ifaddrs::InterfaceAddress| -> Option<LinkAddr> {
+        (address.interface_name == BRIDGE).then_some(())?;
+        address.address?.as_link_addr().copied()
+    };
+    let interface = nix::ifaddrs::getifaddrs()?.find_map(of_bridge);
+    let interface = interface.ok_or(io::ErrorKind::NotFound)?;
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::EthAll,
+    )?;
+    bind(socket.as_raw_fd(), &interface)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+    let socket = Socket::from(socket);
+    socket.set_read_timeout(Some(TICK))?;
+    Ok(socket)
+}
+
+struct Work {
+    socket: Socket,
+    pcap: PcapWriter<BufWriter<File>>,
+    file: PathBuf,
+    stop: Arc<AtomicBool>,
+    dhcp: Arc<Mutex<Vec<DhcpSighting>>>,
+}
+
+impl Work {
+    fn run(mut self) {
+        if let Err(error) = self.capture() {
+            log::warn!("the capture {} ends here: {error}", self.file.display());
+        }
+        if let Err(error) = self.pcap.flush() {
+            log::warn!("the capture {} is cut: {error}", self.file.display());
+        }
+    }
+
+    fn capture(&mut self) -> io::Result<()> {
+        let mut buffer = vec![0; LARGEST_FRAME];
+        loop {
+            let length = match self.socket.read(&mut buffer) {
+                Ok(length) => length,
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => continue,
+                    // Nothing is waiting: what was sent before the order to stop has been read.
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                        if self.stop.load(Ordering::Relaxed) {
+                            return Ok(());
+                        }
+                        self.pcap.flush()?;
+                        continue;
+                    }
+                    _ => return Err(error),
+                },
+            };
+            let frame = &buffer[..length];
+            self.pcap.record(SystemTime::now(), frame)?;
+            if let Some(sighting) = dhcp_sighting::dhcp_in_frame(frame) {
+                let mut dhcp = self.dhcp.lock().unwrap_or_else(PoisonError::into_inner);
+                dhcp.push(sighting);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::namespace::BRIDGE_ADDRESS;
+    use std::net::UdpSocket;
+
+    #[test]
+    fn what_is_sent_on_the_bridge_is_in_the_file() {
+        let mut bridge = match Bridge::up() {
+            Ok(bridge) => bridge,
+            Err(NamespaceError::Unavailable { reason }) => {
+                eprintln!("skipped: {reason}");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let far_end = crate::lab::namespace::Namespace::create().unwrap();
+        bridge.connect(&far_end).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("br0.pcap");
+        let capture = BridgeCapture::start(&bridge, &file).unwrap();
+        let mut message = vec![0; 300];
+        message[236..240].copy_from_slice(&[99, 130, 83, 99]);
+        let send = || {
+            let socket = UdpSocket::bind((BRIDGE_ADDRESS, 67))?;
+            socket.set_broadcast(true)?;
+            socket.send_to(&message, ("255.255.255.255", 68))
+        };
+        bridge.namespace().inside(send).unwrap();
+        let seen = capture.finish();
+        assert!(seen.len() == 1 && seen[0].to.is_broadcast(), "{seen:?}");
+        let recorded = std::fs::read(&file).unwrap();
+        assert!(recorded.windows(300).any(|bytes| bytes == message));
+    }
+}
