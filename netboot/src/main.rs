@@ -10,9 +10,13 @@ mod dhcp;
 mod flight_recorder;
 mod frames;
 mod http;
+mod jobs;
+mod machines;
 mod port_owner;
 mod serve;
 mod sockets;
+mod state;
+mod store;
 mod tftp;
 
 use std::process::ExitCode;

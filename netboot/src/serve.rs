@@ -20,7 +20,7 @@ use smol::Executor;
 
 use crate::{
     boot_catalogue::{BootCatalogue, CatalogueError},
-    boot_policy::{EmptyDirectory, INITRAMFS, KERNEL, MachineDirectory},
+    boot_policy::{INITRAMFS, KERNEL, MachineDirectory},
     cli::{ExitCode, ServeArgs},
     config::{Config, ConfigError, DEFAULT_DATA_DIR, Listen, SubnetConfig, is_within},
     dhcp::{
@@ -29,8 +29,11 @@ use crate::{
         service::DhcpService,
     },
     flight_recorder::{FlightRecorder, RecorderError},
-    http::{boot_files, boot_files::BootFiles, server},
+    http::{
+        Recovery, RecoveryError, agent_api, boot_files, boot_files::BootFiles, operator_api, server,
+    },
     sockets::{self, DhcpSocket, Interface, OpenError},
+    store::{DataLock, StoreError},
     tftp::{server::TftpServer, transfer::Limits},
 };
 
@@ -57,6 +60,12 @@ pub(crate) enum ServeError {
     /// The flight recorder.
     #[error(transparent)]
     Recorder(#[from] RecorderError),
+    /// The data directory cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] StoreError),
+    /// Store or state.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
     /// The data directory is not there.
     #[error(
         "the data directory {} does not exist: make it, or start with --create", .0.display()
@@ -103,6 +112,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
             | OpenError::NoAddress { .. } => ExitCode::Config,
             OpenError::System { .. } => ExitCode::System,
         },
+        Some(ServeError::Lock(StoreError::InUse { .. })) => ExitCode::Unavailable,
         Some(ServeError::NotWritable { .. }) => ExitCode::NoRights,
         Some(_) => ExitCode::System,
     }
@@ -281,6 +291,8 @@ fn prepare_folders(config: &Config, create: bool) -> Result<(), ServeError> {
 
 fn serve(config: &Config, links: &[Link], mut settings: Settings) -> Result<(), ServeError> {
     raise_file_limit();
+    // Held to the end: one server on a data directory.
+    let _lock = DataLock::take(&config.data_dir)?;
     let state = config.data_dir.join("state.sqlite");
     let control_path = config.data_dir.join("control.sock");
     let control = sockets::control(&control_path)?;
@@ -294,6 +306,7 @@ fn serve(config: &Config, links: &[Link], mut settings: Settings) -> Result<(), 
         }
     }
     let recorder = Arc::new(FlightRecorder::open(&state)?);
+    let recovery = Arc::new(Recovery::open(&config.data_dir, Arc::clone(&recorder))?);
 
     let http = open_each(links, |link| sockets::http(link.address, config.http_port))?;
     let tftp = open_each(links, |link| sockets::tftp(link.address, config.tftp_port))?;
@@ -318,7 +331,7 @@ fn serve(config: &Config, links: &[Link], mut settings: Settings) -> Result<(), 
         .first()
         .map_or(links[0].address, |subnet| subnet.server);
 
-    let directory: Arc<dyn MachineDirectory> = Arc::new(EmptyDirectory);
+    let directory: Arc<dyn MachineDirectory> = Arc::clone(&recovery) as _;
     let boot = Arc::new(BootFiles {
         catalogue: Arc::clone(&catalogue),
         directory,
@@ -326,8 +339,8 @@ fn serve(config: &Config, links: &[Link], mut settings: Settings) -> Result<(), 
         recorder: Arc::clone(&recorder),
         fallback_url: format!("http://{server_address}:{advertised}"),
     });
-    let machines = boot_files::router(boot);
-    let operators = axum::Router::new();
+    let machines = boot_files::router(boot).merge(agent_api::router(Arc::clone(&recovery)));
+    let operators = operator_api::router(recovery);
 
     let executor: Arc<Executor<'static>> = Arc::new(Executor::new());
     let (died, deaths) = async_channel::unbounded();

@@ -1,0 +1,491 @@
+//! The machines' API: beacons, reports, uploads of captures, fetches of restores.
+//!
+//! Invariant: nothing a machine sends is believed before it is checked, bodies are bounded in size
+//! and in number, and everything that waits for a disk does so on a thread of its own. Uploads are
+//! taken only for a capture that runs, and content is given only while a restore runs; who a machine
+//! is, is not proven yet.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use backup::Digest;
+use backup::manifest::{Manifest, RestorePointId};
+use futures_lite::{future, stream};
+use protocol::api;
+use protocol::beacon::{AgentState, Beacon, BeaconReply};
+use protocol::job::{Afterwards, JobKind, JobReport, JobReportReply, JobState};
+use smol::Timer;
+use smol::lock::Semaphore;
+
+use super::Recovery;
+use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body, read_json};
+use crate::flight_recorder::Stage;
+use crate::jobs::JobRecord;
+use crate::machines::Seen;
+use crate::store::restore_points::{CaptureFacts, MAX_LIST, MAX_MANIFEST};
+use crate::store::{RecordReader, StoreError};
+
+/// The most bytes of a beacon: an inventory of a machine with hundreds of disks.
+const MAX_BEACON: usize = 1024 * 1024;
+/// The most bytes of a report.
+const MAX_REPORT: usize = 256 * 1024;
+/// How long a beacon is held when there is no work.
+const HOLD: Duration = Duration::from_secs(10);
+/// How long a machine waits between beacons; the hold does the waiting when it waits for work.
+const AGAIN_IN_SECONDS: u32 = 1;
+/// The same for a machine that works.
+const AGAIN_WHILE_WORKING: u32 = 10;
+/// How many uploads of records are held in memory at once: 32 × 8 MiB.
+const UPLOADS: usize = 32;
+/// How many chunk lists and manifests are held in memory at once.
+const LARGE_BODIES: usize = 2;
+
+struct AgentApi {
+    recovery: Arc<Recovery>,
+    uploads: Semaphore,
+    large_bodies: Semaphore,
+}
+
+type Shared = State<Arc<AgentApi>>;
+
+/// The routes that machines reach.
+pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
+    let state = Arc::new(AgentApi {
+        recovery,
+        uploads: Semaphore::new(UPLOADS),
+        large_bodies: Semaphore::new(LARGE_BODIES),
+    });
+    Router::new()
+        .route(api::BEACON, post(beacon))
+        .route("/api/v1/jobs/{job}/report", post(report))
+        .route("/api/v1/jobs/{job}/chunks/missing", post(missing))
+        .route("/api/v1/jobs/{job}/chunks", post(upload))
+        .route("/api/v1/jobs/{job}/chunk-lists/{digest}", put(upload_list))
+        .route("/api/v1/jobs/{job}/manifest", post(publish))
+        .route(api::FETCH_CHUNKS, post(fetch))
+        .route("/api/v1/restore-points/{id}/manifest", get(manifest))
+        .route(
+            "/api/v1/restore-points/{id}/chunk-lists/{digest}",
+            get(chunk_list),
+        )
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(state)
+}
+
+async fn beacon(State(shared): Shared, body: Body) -> Result<Json<BeaconReply>, Refusal> {
+    let beacon: Beacon = read_json(body, MAX_BEACON).await?;
+    let beacon = Arc::new(checked(beacon)?);
+    let recovery = Arc::clone(&shared.recovery);
+    let seen = {
+        let beacon = Arc::clone(&beacon);
+        smol::unblock(move || note_beacon(&recovery, &beacon)).await?
+    };
+    let reply = |job: Option<JobRecord>| BeaconReply {
+        machine: seen.id.clone(),
+        name: seen.name.clone(),
+        job: job.map(|record| record.job),
+        again_in_seconds: match beacon.state {
+            AgentState::Working => AGAIN_WHILE_WORKING,
+            AgentState::Waiting | AgentState::Failed => AGAIN_IN_SECONDS,
+        },
+    };
+    let until = Instant::now() + HOLD;
+    loop {
+        // Listening comes first, so that a job created from here on is not missed.
+        let changed = shared.recovery.jobs.listen();
+        let recovery = Arc::clone(&shared.recovery);
+        let (machine, state) = (seen.id.clone(), beacon.state);
+        let job = smol::unblock(move || hand_out(&recovery, &machine, state)).await?;
+        // The first beacon of a boot is answered at once: the machine shows that it was heard.
+        if job.is_some() || state == AgentState::Working || seen.new_boot {
+            return Ok(Json(reply(job)));
+        }
+        let timeout = async {
+            Timer::at(until).await;
+        };
+        future::or(changed, timeout).await;
+        if Instant::now() >= until {
+            return Ok(Json(reply(None)));
+        }
+    }
+}
+
+/// Texts of a beacon are shown to people: they are bounded and carry no control characters.
+fn checked(mut beacon: Beacon) -> Result<Beacon, Refusal> {
+    let refuse = |what: &str| Refusal::bad_request(format!("the beacon's {what} is impossible"));
+    if beacon.boot_id.is_empty() || beacon.boot_id.len() > 128 {
+        return Err(refuse("boot_id"));
+    }
+    if beacon.pairing_code.len() > 16 {
+        return Err(refuse("pairing_code"));
+    }
+    let identity = &mut beacon.inventory.identity;
+    for mac in &mut identity.macs {
+        *mac = mac
+            .parse::<protocol::dhcp::MacAddress>()
+            .map_err(|_| refuse("Ethernet address"))?
+            .to_string();
+    }
+    identity.macs.sort_unstable();
+    identity.macs.dedup();
+    if identity.macs.len() > 256 || beacon.inventory.disks.len() > 4096 {
+        return Err(refuse("number of devices"));
+    }
+    let uuid = identity.uuid.take();
+    identity.uuid = uuid
+        .and_then(|uuid| uuid::Uuid::parse_str(&uuid).ok())
+        .map(|uuid| uuid.to_string());
+    for text in [
+        &mut identity.serial,
+        &mut identity.manufacturer,
+        &mut identity.product,
+        &mut beacon.error,
+    ] {
+        *text = text.take().map(|text| printable(&text, 2000));
+    }
+    beacon.boot_id = printable(&beacon.boot_id, 128);
+    beacon.pairing_code = printable(&beacon.pairing_code, 16);
+    Ok(beacon)
+}
+
+/// At most `limit` characters, none of which moves a terminal's cursor.
+fn printable(text: &str, limit: usize) -> String {
+    text.chars()
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .take(limit)
+        .collect()
+}
+
+fn note_beacon(recovery: &Recovery, beacon: &Beacon) -> Result<Seen, Refusal> {
+    let seen = recovery.machines.beacon(beacon)?;
+    if seen.new_boot {
+        let macs = &beacon.inventory.identity.macs;
+        let mac = beacon.boot_mac.as_ref().or(macs.first());
+        let since_link = beacon
+            .since_link_ms
+            .map_or(String::new(), |ms| format!(", {ms} ms after link"));
+        let text = format!("the agent's first beacon, as {}{since_link}", seen.name);
+        match mac.and_then(|mac| mac.parse().ok()) {
+            Some(mac) => recovery.recorder.record(mac, Stage::Beacon, false, text),
+            None => log::info!("{text}"),
+        }
+    }
+    Ok(seen)
+}
+
+fn hand_out(
+    recovery: &Recovery,
+    machine: &str,
+    state: AgentState,
+) -> Result<Option<JobRecord>, Refusal> {
+    let Some(record) = recovery.jobs.hand_out(machine, state)? else {
+        return Ok(None);
+    };
+    let id = record.job.kind.restore_point();
+    let published = recovery.store.restore_points.contains(id);
+    if matches!(record.job.kind, JobKind::Capture { .. }) && published {
+        // The machine restarted between its commit and its last report. Doing it again would only
+        // be refused: the restore point is there.
+        let summary = vec![format!(
+            "restore point {id} was published before the machine restarted"
+        )];
+        recovery
+            .jobs
+            .report(&record.job.id, &JobReport::Succeeded { summary })?;
+        return Ok(None);
+    }
+    log::info!(
+        "job {}: {} of {id} handed to {}",
+        record.job.id,
+        record.job.kind.word(),
+        recovery.machines.name(machine)
+    );
+    Ok(Some(record))
+}
+
+async fn report(
+    State(shared): Shared,
+    PathParts(job): PathParts<String>,
+    body: Body,
+) -> Result<Json<JobReportReply>, Refusal> {
+    let report: JobReport = read_json(body, MAX_REPORT).await?;
+    let report = match report {
+        JobReport::Succeeded { summary } => JobReport::Succeeded {
+            summary: summary
+                .iter()
+                .take(100)
+                .map(|text| printable(text, 1000))
+                .collect(),
+        },
+        JobReport::Failed { reason, code } => JobReport::Failed {
+            reason: printable(&reason, 4000),
+            code: printable(&code, 64),
+        },
+        progress @ JobReport::Progress { .. } => progress,
+    };
+    let recovery = Arc::clone(&shared.recovery);
+    smol::unblock(move || note_report(&recovery, &job, &report))
+        .await
+        .map(Json)
+}
+
+fn note_report(
+    recovery: &Recovery,
+    job: &str,
+    report: &JobReport,
+) -> Result<JobReportReply, Refusal> {
+    let reported = recovery.jobs.report(job, report)?;
+    let record = reported.job;
+    recovery.machines.works(&record.machine);
+    if reported.ended {
+        let name = recovery.machines.name(&record.machine);
+        let (kind, id) = (record.job.kind.word(), record.job.kind.restore_point());
+        match &record.error {
+            None => log::info!("job {job}: {kind} of {id} on {name} succeeded"),
+            Some(error) => log::warn!("job {job}: {kind} of {id} on {name} failed: {error}"),
+        }
+        if record.state == JobState::Failed && matches!(record.job.kind, JobKind::Capture { .. }) {
+            recovery.store.restore_points.discard_staging(id);
+        }
+        if record.state == JobState::Succeeded && record.job.afterwards != Afterwards::Wait {
+            recovery.machines.leaves(&record.machine);
+        }
+    }
+    Ok(JobReportReply {
+        cancelled: record.state == JobState::Cancelled,
+    })
+}
+
+/// The digests of a request body: 32 bytes each.
+async fn read_digests(body: Body) -> Result<Vec<Digest>, Refusal> {
+    let bytes = read_body(body, api::MAX_DIGESTS * Digest::LEN).await?;
+    let (digests, rest) = bytes.as_chunks::<{ Digest::LEN }>();
+    if !rest.is_empty() {
+        return Err(Refusal::bad_request(format!(
+            "{} bytes are no whole number of digests (32 bytes each)",
+            bytes.len()
+        )));
+    }
+    Ok(digests.iter().copied().map(Digest::from_bytes).collect())
+}
+
+async fn missing(
+    State(shared): Shared,
+    PathParts(job): PathParts<String>,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let digests = read_digests(body).await?;
+    let recovery = Arc::clone(&shared.recovery);
+    let answer = smol::unblock(move || -> Result<Vec<u8>, Refusal> {
+        recovery.jobs.running(&job, "capture")?;
+        let chunks = &recovery.store.chunks;
+        let missing = |digest| u8::from(chunks.find(digest).is_none());
+        Ok(digests.iter().map(missing).collect())
+    })
+    .await?;
+    Ok(octets(answer))
+}
+
+fn octets(bytes: Vec<u8>) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    (kind, bytes).into_response()
+}
+
+async fn upload(
+    State(shared): Shared,
+    PathParts(job): PathParts<String>,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    capture(&shared, &job).await?;
+    let _permit = shared.uploads.acquire().await;
+    let bytes = read_body(body, api::MAX_UPLOAD).await?;
+    let recovery = Arc::clone(&shared.recovery);
+    smol::unblock(move || -> Result<(), Refusal> {
+        let added = recovery.store.chunks.insert(&bytes)?;
+        if added.bytes > 0 {
+            recovery.jobs.add_stored(&job, added.bytes)?;
+        }
+        log::debug!(
+            "job {job}: {} new chunks, {} bytes",
+            added.chunks,
+            added.bytes
+        );
+        Ok(())
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The capture that this job is, if it runs: asked before a body is read.
+async fn capture(shared: &AgentApi, job: &str) -> Result<JobRecord, Refusal> {
+    let (recovery, job) = (Arc::clone(&shared.recovery), job.to_owned());
+    let record = smol::unblock(move || recovery.jobs.running(&job, "capture")).await?;
+    Ok(record)
+}
+
+async fn upload_list(
+    State(shared): Shared,
+    PathParts((job, digest)): PathParts<(String, String)>,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    let digest = parse_digest(&digest)?;
+    let record = capture(&shared, &job).await?;
+    let _permit = shared.large_bodies.acquire().await;
+    let bytes = read_body(body, MAX_LIST).await?;
+    let recovery = Arc::clone(&shared.recovery);
+    smol::unblock(move || -> Result<(), Refusal> {
+        let found = Digest::of(&bytes);
+        if found != digest {
+            let message = format!("the chunk list has the digest {found} (expected {digest})");
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            return Err(Refusal::new(status, "bad-request", message));
+        }
+        let id = record.job.kind.restore_point();
+        Ok(recovery
+            .store
+            .restore_points
+            .stage_list(id, &digest, &bytes)?)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn parse_digest(text: &str) -> Result<Digest, Refusal> {
+    text.parse()
+        .map_err(|error: backup::digest::DigestError| Refusal::bad_request(error.to_string()))
+}
+
+fn parse_id(text: String) -> Result<RestorePointId, Refusal> {
+    RestorePointId::try_from(text).map_err(|error| Refusal::bad_request(error.to_string()))
+}
+
+async fn publish(
+    State(shared): Shared,
+    PathParts(job): PathParts<String>,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let record = capture(&shared, &job).await?;
+    let _permit = shared.large_bodies.acquire().await;
+    let bytes = read_body(body, MAX_MANIFEST).await?;
+    let recovery = Arc::clone(&shared.recovery);
+    let view = smol::unblock(move || -> Result<_, Refusal> {
+        let id = record.job.kind.restore_point();
+        let facts = CaptureFacts {
+            machine: record.machine.clone(),
+            machine_name: recovery.machines.name(&record.machine),
+            // Read again: uploads may have ended since.
+            stored_bytes: recovery.jobs.get(&record.job.id)?.stored_bytes,
+        };
+        let points = &recovery.store.restore_points;
+        let view = points.publish(id, &bytes, &facts, &recovery.store.chunks)?;
+        log::info!(
+            "restore point {id} of {} published: {} of data, {} new in the store",
+            view.machine_name,
+            backup::units::HumanBytes(view.data_bytes),
+            backup::units::HumanBytes(view.stored_bytes)
+        );
+        let system = Manifest::from_json(&bytes)
+            .ok()
+            .and_then(|found| found.system);
+        if let Some(host_name) = system.and_then(|system| system.host_name) {
+            let host_name = printable(&host_name, 255);
+            recovery
+                .machines
+                .set_host_name(&record.machine, &host_name)?;
+        }
+        Ok(view)
+    })
+    .await?;
+    Ok((StatusCode::CREATED, Json(view)).into_response())
+}
+
+async fn restoring(shared: &AgentApi, of: Option<RestorePointId>) -> Result<(), Refusal> {
+    let recovery = Arc::clone(&shared.recovery);
+    let runs = smol::unblock(move || recovery.jobs.restore_runs(of.as_ref())).await?;
+    if runs {
+        return Ok(());
+    }
+    Err(Refusal::conflict(
+        "no restore runs that needs this; content is given to running restores only".to_owned(),
+    ))
+}
+
+async fn manifest(
+    State(shared): Shared,
+    PathParts(id): PathParts<String>,
+) -> Result<Response, Refusal> {
+    let id = published(&shared, id)?;
+    restoring(&shared, Some(id.clone())).await?;
+    let recovery = Arc::clone(&shared.recovery);
+    let bytes = smol::unblock(move || recovery.store.restore_points.manifest(&id)).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
+}
+
+fn published(shared: &AgentApi, id: String) -> Result<RestorePointId, Refusal> {
+    let id = parse_id(id)?;
+    if shared.recovery.store.restore_points.contains(&id) {
+        Ok(id)
+    } else {
+        Err(Refusal::not_found(format!(
+            "there is no restore point {id}"
+        )))
+    }
+}
+
+async fn chunk_list(
+    State(shared): Shared,
+    PathParts((id, digest)): PathParts<(String, String)>,
+) -> Result<Response, Refusal> {
+    let id = published(&shared, id)?;
+    let digest = parse_digest(&digest)?;
+    restoring(&shared, Some(id.clone())).await?;
+    let _permit = shared.large_bodies.acquire().await;
+    let recovery = Arc::clone(&shared.recovery);
+    let missing = format!("restore point {id} has no chunk list {digest}");
+    let bytes =
+        smol::unblock(move || recovery.store.restore_points.chunk_list(&id, &digest)).await?;
+    bytes.map(octets).ok_or_else(|| Refusal::not_found(missing))
+}
+
+async fn fetch(State(shared): Shared, body: Body) -> Result<Response, Refusal> {
+    let digests = read_digests(body).await?;
+    restoring(&shared, None).await?;
+    let recovery = Arc::clone(&shared.recovery);
+    let reader = smol::unblock(move || recovery.store.chunks.read_records(&digests)).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH, reader.total_bytes().to_string()),
+    ];
+    Ok((headers, Body::from_stream(stream_records(reader))).into_response())
+}
+
+/// Reads a batch ahead of what is being sent: at most two batches are in memory for an answer.
+fn stream_records(
+    reader: RecordReader,
+) -> impl futures_lite::Stream<Item = Result<Bytes, StoreError>> {
+    type Batch = (RecordReader, Result<Option<Vec<u8>>, StoreError>);
+    fn read(mut reader: RecordReader) -> smol::Task<Batch> {
+        smol::unblock(move || {
+            let batch = reader.next_batch();
+            (reader, batch)
+        })
+    }
+    stream::unfold(Some(read(reader)), |task| async move {
+        match task?.await {
+            (reader, Ok(Some(batch))) => Some((Ok(Bytes::from(batch)), Some(read(reader)))),
+            (_, Ok(None)) => None,
+            // The answer's length was announced: the client sees that it is cut short.
+            (_, Err(error)) => {
+                log::error!("{}", crate::store::chain(&error));
+                Some((Err(error), None))
+            }
+        }
+    })
+}

@@ -1,0 +1,184 @@
+//! The operators' API, over the control socket: lists, new jobs, cancellation, time lines.
+//!
+//! What is *not* here: who may connect (the socket's file permissions), how it is shown
+//! (`commands`).
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use backup::manifest::RestorePointId;
+use protocol::api::{self, Action, JobRequest, JobView, MachineView, RestorePointView};
+use protocol::job::JobKind;
+use serde::Serialize;
+
+use super::Recovery;
+use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_json};
+use crate::flight_recorder::Timeline;
+use crate::jobs::JobRecord;
+
+/// The most bytes of a request for a job.
+const MAX_REQUEST: usize = 256 * 1024;
+
+type Shared = State<Arc<Recovery>>;
+
+/// The routes that operators reach.
+pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
+    Router::new()
+        .route(api::MACHINES, get(machines))
+        .route("/api/v1/machines/{machine}/timeline", get(timeline))
+        .route(api::JOBS, get(jobs).post(create_job))
+        .route("/api/v1/jobs/{job}/cancel", post(cancel))
+        .route(api::RESTORE_POINTS, get(restore_points))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(recovery)
+}
+
+async fn machines(State(recovery): Shared) -> Json<Vec<MachineView>> {
+    Json(recovery.machines.list())
+}
+
+async fn restore_points(State(recovery): Shared) -> Json<Vec<RestorePointView>> {
+    Json(recovery.store.restore_points.list())
+}
+
+async fn jobs(State(recovery): Shared) -> Result<Json<Vec<JobView>>, Refusal> {
+    let views = smol::unblock(move || -> Result<_, Refusal> {
+        let records = recovery.jobs.list()?.into_iter();
+        Ok(records.map(|record| view(&recovery, record)).collect())
+    });
+    Ok(Json(views.await?))
+}
+
+fn view(recovery: &Recovery, record: JobRecord) -> JobView {
+    JobView {
+        id: record.job.id,
+        machine_name: recovery.machines.name(&record.machine),
+        machine: record.machine,
+        kind: record.job.kind,
+        afterwards: record.job.afterwards,
+        state: record.state,
+        progress: record.progress,
+        error: record.error,
+        error_code: record.error_code,
+        summary: record.summary,
+        created_at: record.created_at,
+        started_at: record.started_at,
+        ended_at: record.ended_at,
+    }
+}
+
+async fn create_job(State(recovery): Shared, body: Body) -> Result<Response, Refusal> {
+    let request: JobRequest = read_json(body, MAX_REQUEST).await?;
+    let view = smol::unblock(move || create(&recovery, request)).await?;
+    Ok((StatusCode::CREATED, Json(view)).into_response())
+}
+
+fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> {
+    let machine = recovery.machines.resolve(&request.machine)?;
+    let kind = match request.action {
+        Action::Capture => JobKind::Capture {
+            restore_point: new_restore_point(recovery)?,
+        },
+        Action::Restore {
+            restore_point,
+            choices,
+        } => JobKind::Restore {
+            restore_point: recovery
+                .store
+                .restore_points
+                .resolve(&restore_point, &machine.id)?,
+            choices,
+        },
+    };
+    let record = recovery
+        .jobs
+        .create(&machine.id, kind, request.afterwards)?;
+    log::info!(
+        "job {}: {} of {} created for {}",
+        record.job.id,
+        record.job.kind.word(),
+        record.job.kind.restore_point(),
+        machine.name
+    );
+    Ok(view(recovery, record))
+}
+
+/// An id that says when, in UTC, and that no other restore point has.
+fn new_restore_point(recovery: &Recovery) -> Result<RestorePointId, Refusal> {
+    let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    let text = format!("{now}-{}", random.get(..4).unwrap_or("0000"));
+    let refuse = |text: String| {
+        Refusal::conflict(format!(
+            "the restore point {text} exists already; try again"
+        ))
+    };
+    let id = RestorePointId::try_from(text).map_err(|error| refuse(error.found))?;
+    let reserved = recovery.jobs.unfinished_captures()?;
+    if recovery.store.restore_points.contains(&id) || reserved.contains(&id) {
+        return Err(refuse(id.to_string()));
+    }
+    Ok(id)
+}
+
+async fn cancel(
+    State(recovery): Shared,
+    PathParts(job): PathParts<String>,
+) -> Result<Json<JobView>, Refusal> {
+    let view = smol::unblock(move || -> Result<_, Refusal> {
+        let record = recovery.jobs.cancel(&job)?;
+        if let JobKind::Capture { restore_point } = &record.job.kind {
+            recovery.store.restore_points.discard_staging(restore_point);
+        }
+        log::info!("job {} cancelled", record.job.id);
+        Ok(view(&recovery, record))
+    });
+    Ok(Json(view.await?))
+}
+
+/// The time lines of a machine's network cards, and the same as text.
+#[derive(Serialize)]
+struct MachineTimeline {
+    machine: String,
+    name: String,
+    timelines: Vec<Timeline>,
+    text: String,
+}
+
+async fn timeline(
+    State(recovery): Shared,
+    PathParts(name): PathParts<String>,
+) -> Result<Response, Refusal> {
+    // A machine that never reached the agent is the one whose time line is wanted most: it is
+    // known to the recorder by its card alone.
+    let (machine, called, macs) = match recovery.machines.resolve(&name) {
+        Ok(machine) => (machine.id, machine.name, machine.inventory.identity.macs),
+        Err(error) => match name.parse::<protocol::dhcp::MacAddress>() {
+            Ok(mac) => (String::new(), mac.to_string(), vec![mac.to_string()]),
+            Err(_) => return Err(error.into()),
+        },
+    };
+    let timelines: Vec<_> = macs
+        .iter()
+        .filter_map(|mac| mac.parse().ok())
+        .map(|mac| recovery.recorder.timeline(mac))
+        .filter(|timeline| !timeline.events.is_empty())
+        .collect();
+    let text = timelines
+        .iter()
+        .map(|timeline| format!("{}\n{timeline}", timeline.mac))
+        .collect();
+    Ok(Json(MachineTimeline {
+        machine,
+        name: called,
+        timelines,
+        text,
+    })
+    .into_response())
+}

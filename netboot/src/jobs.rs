@@ -1,0 +1,505 @@
+//! Jobs: what operators want of machines, and how it goes.
+//!
+//! Invariant: a machine has at most one unfinished job (the database enforces it), and a job that
+//! was created is handed out until it is over: a machine that restarts in the middle, or that never
+//! got the answer, gets the same job again. A failed job stays failed; only a person starts
+//! another. What is *not* here: who may ask (`http`), what a job does to a machine (the agent).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use backup::manifest::RestorePointId;
+use event_listener::{Event, EventListener};
+use protocol::beacon::AgentState;
+use protocol::job::{Afterwards, Job, JobKind, JobReport, JobState};
+use protocol::progress::Progress;
+use rusqlite::{Row, params};
+use uuid::Uuid;
+
+use crate::state::{Database, StateError, from_json, integer, now, to_json, unsigned};
+
+/// What cannot be done with a job.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JobError {
+    /// There is none of this id.
+    #[error("there is no job `{id}`")]
+    Unknown {
+        /// What was asked for.
+        id: String,
+    },
+    /// The beginning of several ids.
+    #[error("`{id}` is the beginning of {} jobs: {}", candidates.len(), candidates.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        id: String,
+        /// Their ids.
+        candidates: Vec<String>,
+    },
+    /// The machine has something to do already.
+    #[error(
+        "the machine has a {kind} job that is {} already (job {job}); wait for it or cancel it first",
+        state.word()
+    )]
+    Busy {
+        /// The unfinished job.
+        job: String,
+        /// What it does.
+        kind: &'static str,
+        /// Where it stands.
+        state: JobState,
+    },
+    /// It is not at the point where that is possible.
+    #[error("job {job} is {}", state.word())]
+    NotRunning {
+        /// The job.
+        job: String,
+        /// Where it stands.
+        state: JobState,
+    },
+    /// It does something else.
+    #[error("job {job} is a {found} (expected a {expected})")]
+    OtherKind {
+        /// The job.
+        job: String,
+        /// What it should do.
+        expected: &'static str,
+        /// What it does.
+        found: &'static str,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// A job as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JobRecord {
+    /// What the agent gets.
+    pub(crate) job: Job,
+    /// The machine's id.
+    pub(crate) machine: String,
+    /// Where it stands.
+    pub(crate) state: JobState,
+    /// How far it is, or was at its end.
+    pub(crate) progress: Option<Progress>,
+    /// Why it failed.
+    pub(crate) error: Option<String>,
+    /// The word that goes with it.
+    pub(crate) error_code: Option<String>,
+    /// What it did.
+    pub(crate) summary: Vec<String>,
+    /// Bytes that its uploads added to the store.
+    pub(crate) stored_bytes: u64,
+    /// Seconds since 1970-01-01 UTC; so are the next two.
+    pub(crate) created_at: u64,
+    /// When it was first handed out.
+    pub(crate) started_at: Option<u64>,
+    /// When it ended.
+    pub(crate) ended_at: Option<u64>,
+}
+
+/// What a report brought about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reported {
+    /// The job as it is now.
+    pub(crate) job: JobRecord,
+    /// Whether this report ended it.
+    pub(crate) ended: bool,
+}
+
+/// All jobs.
+pub(crate) struct Jobs {
+    database: Arc<Database>,
+    /// How far running jobs are: too often to be written each time.
+    progress: Mutex<HashMap<String, Progress>>,
+    changed: Event,
+}
+
+const COLUMNS: &str = "id, machine, kind, afterwards, state, progress, error, error_code, summary,
+    stored_bytes, created_at, started_at, ended_at";
+
+impl Jobs {
+    /// The jobs of a database.
+    pub(crate) fn new(database: Arc<Database>) -> Self {
+        Self {
+            database,
+            progress: Mutex::default(),
+            changed: Event::new(),
+        }
+    }
+
+    /// Wakes when a job was created or changed its state. Listen first, then look.
+    pub(crate) fn listen(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    /// Creates a job for a machine that has none unfinished.
+    ///
+    /// # Errors
+    /// [`JobError::Busy`] when it has one.
+    pub(crate) fn create(
+        &self,
+        machine: &str,
+        kind: JobKind,
+        afterwards: Afterwards,
+    ) -> Result<JobRecord, JobError> {
+        if let Some(other) = self.unfinished(machine)? {
+            return Err(busy(other));
+        }
+        let id = Uuid::new_v4().to_string();
+        let inserted = self.database.with(|connection| {
+            connection.execute(
+                "INSERT INTO job (id, machine, kind, afterwards, state, summary, stored_bytes,
+                     created_at) VALUES (?1, ?2, ?3, ?4, ?5, '[]', 0, ?6)",
+                params![
+                    id,
+                    machine,
+                    to_json(&kind)?,
+                    to_json(&afterwards)?,
+                    JobState::Waiting.word(),
+                    integer(now()),
+                ],
+            )
+        });
+        if let Err(error) = inserted {
+            // Another request came between: the unique index refused ours.
+            return Err(match self.unfinished(machine)? {
+                Some(other) => busy(other),
+                None => error.into(),
+            });
+        }
+        self.changed.notify(usize::MAX);
+        self.get(&id)
+    }
+
+    /// The job with this id.
+    ///
+    /// # Errors
+    /// [`JobError::Unknown`] when there is none.
+    pub(crate) fn get(&self, id: &str) -> Result<JobRecord, JobError> {
+        let found = self.query("WHERE id = ?1", &id)?.pop();
+        found.ok_or_else(|| JobError::Unknown {
+            id: id.chars().take(80).collect(),
+        })
+    }
+
+    /// The job with this id, or whose id begins so.
+    ///
+    /// # Errors
+    /// [`JobError::Unknown`] and [`JobError::Ambiguous`].
+    pub(crate) fn resolve(&self, id: &str) -> Result<JobRecord, JobError> {
+        let mut found = self.query(
+            "WHERE length(?1) > 0 AND substr(id, 1, length(?1)) = ?1",
+            &id,
+        )?;
+        let shown = || id.chars().take(80).collect();
+        if found.len() > 1 {
+            return Err(JobError::Ambiguous {
+                id: shown(),
+                candidates: found.into_iter().map(|record| record.job.id).collect(),
+            });
+        }
+        found.pop().ok_or_else(|| JobError::Unknown { id: shown() })
+    }
+
+    /// All jobs, oldest first.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn list(&self) -> Result<Vec<JobRecord>, JobError> {
+        Ok(self.query("WHERE ?1 IS NULL", &rusqlite::types::Null)?)
+    }
+
+    /// The job that a machine has not ended.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn unfinished(&self, machine: &str) -> Result<Option<JobRecord>, JobError> {
+        let which = "WHERE machine = ?1 AND state IN ('waiting', 'running')";
+        Ok(self.query(which, &machine)?.pop())
+    }
+
+    /// The restore points that captures are to make.
+    ///
+    /// # Errors
+    /// [`StateError`] when the database cannot be read.
+    pub(crate) fn unfinished_captures(&self) -> Result<HashSet<RestorePointId>, StateError> {
+        let which = "WHERE ?1 IS NULL AND state IN ('waiting', 'running')";
+        let unfinished = self.query(which, &rusqlite::types::Null)?;
+        let captures = unfinished
+            .into_iter()
+            .filter_map(|record| match record.job.kind {
+                JobKind::Capture { restore_point } => Some(restore_point),
+                JobKind::Restore { .. } => None,
+            });
+        Ok(captures.collect())
+    }
+
+    /// Whether a restore runs: of this restore point, or of any.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn restore_runs(&self, of: Option<&RestorePointId>) -> Result<bool, JobError> {
+        let running = self.query("WHERE state = ?1", &JobState::Running.word())?;
+        Ok(running.iter().any(|record| {
+            let restore = matches!(record.job.kind, JobKind::Restore { .. });
+            restore && of.is_none_or(|id| record.job.kind.restore_point() == id)
+        }))
+    }
+
+    /// The job for a machine that sent a beacon, which is then running. A machine that waits or
+    /// that failed has no job at hand, whatever was handed out before: it was started again, or
+    /// the answer was lost on the way.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn hand_out(
+        &self,
+        machine: &str,
+        agent: AgentState,
+    ) -> Result<Option<JobRecord>, JobError> {
+        if agent == AgentState::Working {
+            return Ok(None);
+        }
+        let Some(record) = self.unfinished(machine)? else {
+            return Ok(None);
+        };
+        let taken = self.database.with(|connection| {
+            connection.execute(
+                "UPDATE job SET state = 'running', started_at = coalesce(started_at, ?2)
+                 WHERE id = ?1 AND state IN ('waiting', 'running')",
+                params![record.job.id, integer(now())],
+            )
+        })?;
+        // Cancelled in between: there is nothing to do.
+        if taken == 0 {
+            return Ok(None);
+        }
+        self.changed.notify(usize::MAX);
+        Ok(Some(self.get(&record.job.id)?))
+    }
+
+    /// The job of an agent's request, if it is running and of this kind ([`JobKind::word`]).
+    ///
+    /// # Errors
+    /// [`JobError`] when it is not.
+    pub(crate) fn running(&self, id: &str, kind: &'static str) -> Result<JobRecord, JobError> {
+        let record = self.get(id)?;
+        let found = record.job.kind.word();
+        if found != kind {
+            return Err(JobError::OtherKind {
+                job: record.job.id,
+                expected: kind,
+                found,
+            });
+        }
+        if record.state != JobState::Running {
+            return Err(JobError::NotRunning {
+                job: record.job.id,
+                state: record.state,
+            });
+        }
+        Ok(record)
+    }
+
+    /// Adds up what uploads stored.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn add_stored(&self, id: &str, bytes: u64) -> Result<(), JobError> {
+        let sql = "UPDATE job SET stored_bytes = stored_bytes + ?2 WHERE id = ?1";
+        self.database
+            .with(|connection| connection.execute(sql, params![id, integer(bytes)]))?;
+        Ok(())
+    }
+
+    /// Takes note of a report. The end of a job may be reported again; a job that was cancelled
+    /// and had succeeded all the same is shown as what it is.
+    ///
+    /// # Errors
+    /// [`JobError::NotRunning`] for a report that does not fit where the job stands.
+    pub(crate) fn report(&self, id: &str, report: &JobReport) -> Result<Reported, JobError> {
+        let record = self.get(id)?;
+        let (from, end): (&[JobState], _) = match report {
+            JobReport::Progress { progress } => {
+                return self.progress(record, *progress);
+            }
+            JobReport::Succeeded { summary } => (
+                &[JobState::Running, JobState::Cancelled],
+                End {
+                    state: JobState::Succeeded,
+                    error: None,
+                    summary: summary.clone(),
+                },
+            ),
+            JobReport::Failed { reason, code } => (
+                &[JobState::Running],
+                End {
+                    state: JobState::Failed,
+                    error: Some((reason.clone(), code.clone())),
+                    summary: Vec::new(),
+                },
+            ),
+        };
+        if from.contains(&record.state) {
+            self.end(&record, &end)?;
+            return Ok(Reported {
+                job: self.get(id)?,
+                ended: true,
+            });
+        }
+        // Repeated because the answer was lost, or a failure because of the cancellation.
+        if record.state == end.state || record.state == JobState::Cancelled {
+            return Ok(Reported {
+                job: record,
+                ended: false,
+            });
+        }
+        Err(JobError::NotRunning {
+            job: record.job.id,
+            state: record.state,
+        })
+    }
+
+    fn progress(&self, record: JobRecord, progress: Progress) -> Result<Reported, JobError> {
+        match record.state {
+            JobState::Running => {
+                self.lock_progress().insert(record.job.id.clone(), progress);
+            }
+            JobState::Cancelled => {}
+            state => {
+                return Err(JobError::NotRunning {
+                    job: record.job.id,
+                    state,
+                });
+            }
+        }
+        Ok(Reported {
+            job: record,
+            ended: false,
+        })
+    }
+
+    /// Takes back an unfinished job.
+    ///
+    /// # Errors
+    /// [`JobError::NotRunning`] when it is over.
+    pub(crate) fn cancel(&self, id: &str) -> Result<JobRecord, JobError> {
+        let record = self.resolve(id)?;
+        if record.state.is_over() {
+            return Err(JobError::NotRunning {
+                job: record.job.id,
+                state: record.state,
+            });
+        }
+        let end = End {
+            state: JobState::Cancelled,
+            error: None,
+            summary: Vec::new(),
+        };
+        self.end(&record, &end)?;
+        self.get(&record.job.id)
+    }
+
+    fn end(&self, record: &JobRecord, end: &End) -> Result<(), JobError> {
+        let progress = self.lock_progress().remove(&record.job.id);
+        self.database.with(|connection| {
+            let progress = progress.as_ref().map(to_json).transpose()?;
+            let (error, code) = end.error.as_ref().map_or((None, None), |(error, code)| {
+                (Some(error.as_str()), Some(code.as_str()))
+            });
+            // The state is compared again: another request may have ended it meanwhile.
+            connection.execute(
+                "UPDATE job SET state = ?2, error = ?3, error_code = ?4, summary = ?5,
+                     progress = coalesce(?6, progress), ended_at = ?7
+                 WHERE id = ?1 AND state = ?8",
+                params![
+                    record.job.id,
+                    end.state.word(),
+                    error,
+                    code,
+                    to_json(&end.summary)?,
+                    progress,
+                    integer(now()),
+                    record.state.word(),
+                ],
+            )
+        })?;
+        self.changed.notify(usize::MAX);
+        Ok(())
+    }
+
+    fn query(
+        &self,
+        which: &str,
+        argument: &dyn rusqlite::ToSql,
+    ) -> Result<Vec<JobRecord>, StateError> {
+        let sql = format!("SELECT {COLUMNS} FROM job {which} ORDER BY created_at, rowid");
+        let mut records: Vec<JobRecord> = self.database.with(|connection| {
+            connection
+                .prepare_cached(&sql)?
+                .query_map([argument], read_row)?
+                .collect()
+        })?;
+        let progress = self.lock_progress();
+        for record in &mut records {
+            if let Some(progress) = progress.get(&record.job.id) {
+                record.progress = Some(*progress);
+            }
+        }
+        Ok(records)
+    }
+
+    fn lock_progress(&self) -> std::sync::MutexGuard<'_, HashMap<String, Progress>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a job ends.
+struct End {
+    state: JobState,
+    /// Reason and word.
+    error: Option<(String, String)>,
+    summary: Vec<String>,
+}
+
+fn busy(other: JobRecord) -> JobError {
+    JobError::Busy {
+        kind: other.job.kind.word(),
+        job: other.job.id,
+        state: other.state,
+    }
+}
+
+fn read_row(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
+    let progress: Option<String> = row.get(5)?;
+    let word: String = row.get(4)?;
+    let states = [
+        JobState::Waiting,
+        JobState::Running,
+        JobState::Succeeded,
+        JobState::Failed,
+        JobState::Cancelled,
+    ];
+    let state = states
+        .into_iter()
+        .find(|state| state.word() == word)
+        .ok_or_else(|| rusqlite::Error::InvalidColumnName(format!("job state `{word}`")))?;
+    Ok(JobRecord {
+        job: Job {
+            id: row.get(0)?,
+            kind: from_json(row, 2)?,
+            afterwards: from_json(row, 3)?,
+        },
+        machine: row.get(1)?,
+        state,
+        progress: progress.and_then(|text| serde_json::from_str(&text).ok()),
+        error: row.get(6)?,
+        error_code: row.get(7)?,
+        summary: from_json(row, 8)?,
+        stored_bytes: unsigned(row.get(9)?),
+        created_at: unsigned(row.get(10)?),
+        started_at: row.get::<_, Option<i64>>(11)?.map(unsigned),
+        ended_at: row.get::<_, Option<i64>>(12)?.map(unsigned),
+    })
+}
