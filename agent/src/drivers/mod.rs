@@ -171,7 +171,11 @@ fn round(sysfs: &Path, seen: &mut HashSet<String>) -> usize {
         seen.insert(device.modalias.clone());
         for name in modules().aliases.modules(&device.modalias) {
             if let Err(error) = modules().load(name) {
-                log::warn!("driver for {}: {}", device.modalias, crate::log::chain(&error));
+                log::warn!(
+                    "driver for {}: {}",
+                    device.modalias,
+                    crate::log::chain(&error)
+                );
             }
         }
     }

@@ -49,7 +49,9 @@ pub(crate) fn devices(sysfs: &Path) -> Vec<Device> {
             }
         }
     }
-    found.sort_by(|a, b| (purpose(&a.modalias), &a.modalias).cmp(&(purpose(&b.modalias), &b.modalias)));
+    found.sort_by(|a, b| {
+        (purpose(&a.modalias), &a.modalias).cmp(&(purpose(&b.modalias), &b.modalias))
+    });
     found
 }
 
@@ -111,7 +113,10 @@ pub(crate) fn describe(modalias: &str) -> Option<String> {
         "pci" => Some(format!("PCI {}:{} ({word})", id(5, 9)?, id(14, 18)?)),
         // vVVVVpPPPP…; hubs, keyboards and the like do not matter here.
         "usb" if word != "USB device" => Some(format!("USB {}:{} ({word})", id(1, 5)?, id(6, 10)?)),
-        "virtio" => Some(format!("virtio {} ({word})", id(1, 9)?.trim_start_matches('0'))),
+        "virtio" => Some(format!(
+            "virtio {} ({word})",
+            id(1, 9)?.trim_start_matches('0')
+        )),
         _ => None,
     }
 }
@@ -134,7 +139,12 @@ mod tests {
             ("acpi", "PNP0103:00", "acpi:PNP0103:"),
             ("virtio", "virtio0", "virtio:d00000001v00001AF4"),
         ] {
-            let device = found.path().join("bus").join(bus).join("devices").join(name);
+            let device = found
+                .path()
+                .join("bus")
+                .join(bus)
+                .join("devices")
+                .join(name);
             fs::create_dir_all(&device).unwrap();
             fs::write(device.join("modalias"), format!("{alias}\n")).unwrap();
             if bus == "virtio" {
@@ -142,10 +152,18 @@ mod tests {
             }
         }
         let devices = devices(found.path());
-        let order: Vec<_> = devices.iter().map(|device| purpose(&device.modalias)).collect();
+        let order: Vec<_> = devices
+            .iter()
+            .map(|device| purpose(&device.modalias))
+            .collect();
         assert_eq!(
             order,
-            [Purpose::Network, Purpose::Network, Purpose::Storage, Purpose::Other]
+            [
+                Purpose::Network,
+                Purpose::Network,
+                Purpose::Storage,
+                Purpose::Other
+            ]
         );
         assert_eq!(devices.iter().filter(|device| device.bound).count(), 1);
     }
@@ -167,8 +185,14 @@ mod tests {
 
     #[test]
     fn devices_are_described_by_vendor_product_and_class() {
-        assert_eq!(describe(E1000).as_deref(), Some("PCI 8086:100e (network card)"));
-        assert_eq!(describe(STICK).as_deref(), Some("USB 46f4:0001 (storage controller)"));
+        assert_eq!(
+            describe(E1000).as_deref(),
+            Some("PCI 8086:100e (network card)")
+        );
+        assert_eq!(
+            describe(STICK).as_deref(),
+            Some("USB 46f4:0001 (storage controller)")
+        );
         assert_eq!(describe("acpi:PNP0103:"), None);
         assert_eq!(describe("pci:v0"), None);
     }

@@ -1,7 +1,11 @@
 //! The environment's network: links, DHCP, the way to the server, HTTP.
 //!
-//! Invariant: only [`ports`] touches sockets and interfaces for DHCP; [`dhcp_client`] is a state
-//! machine. What is *not* here: what is said to the server ([`crate::beacon`], [`crate::job`]), TLS,
-//! Wi-Fi (a restore needs a cable).
+//! Invariant: only [`ports`] and [`way`] touch interfaces and sockets for DHCP; [`dhcp_client`] is a
+//! state machine. What is *not* here: what is said to the server ([`crate::beacon`], [`crate::job`]),
+//! TLS, Wi-Fi (a restore needs a cable), static addresses and VLANs (later).
 
+pub(crate) mod dhcp_client;
 pub(crate) mod http;
+pub(crate) mod link;
+pub(crate) mod ports;
+pub(crate) mod way;

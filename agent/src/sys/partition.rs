@@ -64,12 +64,7 @@ pub(crate) fn remove(disk: BorrowedFd<'_>, number: u32) -> io::Result<()> {
     request(disk, DEL_PARTITION, number, ByteRange::between(0, 0))
 }
 
-fn request(
-    disk: BorrowedFd<'_>,
-    op: libc::c_int,
-    number: u32,
-    range: ByteRange,
-) -> io::Result<()> {
+fn request(disk: BorrowedFd<'_>, op: libc::c_int, number: u32, range: ByteRange) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let mut partition = Partition {
         start: range.start().try_into().map_err(invalid)?,
