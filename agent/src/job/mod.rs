@@ -8,10 +8,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backup::hardware::Inventory;
-use protocol::job::Job;
+use protocol::job::{Job, JobKind};
 use protocol::progress::Progress;
 
 use crate::net::http::Server;
+
+use error::Fault;
+use platform::Platform;
+use server::{ChunkServer, HttpChunkServer};
+use tracker::Tracker;
+
+pub(crate) mod error;
+mod kernel;
+pub(crate) mod platform;
+pub(crate) mod server;
+pub(crate) mod tracker;
+
+#[cfg(test)]
+pub(crate) mod fake;
 
 /// What a job is given.
 #[derive(Debug)]
@@ -24,13 +38,6 @@ pub(crate) struct Context {
     pub(crate) cancelled: Arc<AtomicBool>,
     /// Where the job says how far it is.
     pub(crate) progress: ProgressSlot,
-}
-
-impl Context {
-    /// Whether the operator took the job back.
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-    }
 }
 
 /// The newest progress of a job: set by the job, read once a second by screen and reports.
@@ -63,13 +70,64 @@ pub(crate) struct JobError {
     pub(crate) code: String,
 }
 
+/// What capture and restore work with.
+pub(crate) struct Engine<'a> {
+    /// Keeps restore points.
+    pub(crate) server: &'a dyn ChunkServer,
+    /// The machine.
+    pub(crate) platform: &'a dyn Platform,
+    /// What the machine is made of.
+    pub(crate) inventory: &'a Inventory,
+    /// Set when the operator took the job back.
+    pub(crate) cancelled: &'a AtomicBool,
+    /// Counts what is done.
+    pub(crate) tracker: Tracker<'a>,
+    /// Whether a restore reads everything again that it has written. Every byte is checked before
+    /// it is written, and superblocks and tables are always read again; this is for disks that are
+    /// not trusted, and costs the time of reading them once.
+    pub(crate) read_back: bool,
+}
+
+impl Engine<'_> {
+    /// Ends the work at a safe place when the operator took the job back.
+    ///
+    /// # Errors
+    /// [`Fault::Cancelled`].
+    pub(crate) fn check_cancelled(&self) -> Result<(), Fault> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(Fault::Cancelled);
+        }
+        Ok(())
+    }
+}
+
+/// Threads for work that keeps cores busy: one for each, within the memory bound.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(16)
+}
+
 /// Does the job.
 ///
 /// # Errors
 /// [`JobError`] with everything a person needs to know.
-pub(crate) fn run(job: &Job, _context: &Context) -> Result<Summary, JobError> {
-    Err(JobError {
-        reason: format!("this agent cannot do a {} yet; no disk was touched", job.kind.word()),
-        code: "internal".to_owned(),
-    })
+pub(crate) fn run(job: &Job, context: &Context) -> Result<Summary, JobError> {
+    let platform = kernel::Kernel::new(context.inventory.firmware, &context.inventory.architecture);
+    let engine = Engine {
+        server: &HttpChunkServer::new(&context.server, job),
+        platform: &platform,
+        inventory: &context.inventory,
+        cancelled: &context.cancelled,
+        tracker: Tracker::new(&context.progress),
+        read_back: false,
+    };
+    match &job.kind {
+        JobKind::Capture { restore_point } => crate::capture::capture(&engine, restore_point),
+        JobKind::Restore {
+            restore_point,
+            choices,
+        } => crate::restore::restore(&engine, restore_point, choices),
+    }
+    .map(Summary)
 }

@@ -1,0 +1,119 @@
+//! Reading: the saved ranges of a disk in disk order, in few large reads.
+//!
+//! A region's ranges are cut into pieces ([`backup::chunk::cut`]), and neighbouring pieces are read
+//! together. A sector that cannot be read ends the capture with its number: a backup with a hole in
+//! it would be taken for a good one.
+
+use backup::ByteRange;
+use backup::chunk::cut;
+
+use crate::device::{AlignedBuffer, BlockDevice, DeviceError, io_error};
+
+/// The most bytes of one read.
+pub(crate) const SPAN: u64 = 4 << 20;
+/// Unused bytes up to this many are read along, which is faster than a second read.
+const GAP: u64 = 128 << 10;
+
+/// A region's saved ranges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Saved {
+    /// Where the region is on its disk.
+    pub(crate) region: ByteRange,
+    /// What is saved of it, in order, counted from the region's start.
+    pub(crate) ranges: Vec<ByteRange>,
+}
+
+/// One read and the pieces in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Read {
+    /// Which of the regions.
+    pub(crate) region: usize,
+    /// The bytes to read, counted from the region's start.
+    pub(crate) span: ByteRange,
+    /// The pieces in it, counted from the region's start.
+    pub(crate) pieces: Vec<ByteRange>,
+}
+
+/// The reads for regions that are in disk order.
+pub(crate) fn reads(regions: &[Saved]) -> impl Iterator<Item = Read> + '_ {
+    regions.iter().enumerate().flat_map(|(region, saved)| {
+        let mut pieces = cut(&saved.ranges).peekable();
+        std::iter::from_fn(move || {
+            let first = pieces.next()?;
+            let mut read = Read {
+                region,
+                span: first,
+                pieces: vec![first],
+            };
+            while let Some(next) = pieces.next_if(|next| {
+                next.start() - read.span.end() <= GAP && next.end() - read.span.start() <= SPAN
+            }) {
+                read.span = ByteRange::between(read.span.start(), next.end());
+                read.pieces.push(next);
+            }
+            Some(read)
+        })
+    })
+}
+
+/// Reads a range of a disk.
+///
+/// # Errors
+/// [`DeviceError::Io`] with the first sector that cannot be read.
+pub(crate) fn read(
+    device: &dyn BlockDevice,
+    range: ByteRange,
+) -> Result<AlignedBuffer, DeviceError> {
+    let mut buffer = AlignedBuffer::new(range.len() as usize);
+    let Err(error) = device.read_at(range.start(), buffer.bytes_mut()) else {
+        return Ok(buffer);
+    };
+    let sector = device.sector().bytes();
+    let mut one = AlignedBuffer::new(sector as usize);
+    let mut at = range.start() - range.start() % sector;
+    while at + sector <= device.size() && at < range.end() {
+        if let Err(error) = device.read_at(at, one.bytes_mut()) {
+            let failing = ByteRange::between(at, at + sector);
+            return Err(io_error("reading", device, failing)(error));
+        }
+        at += sector;
+    }
+    // Each sector alone could be read: say what is known.
+    Err(io_error("reading", device, range)(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_saved_byte_is_in_exactly_one_piece_of_one_read(
+            gaps in proptest::collection::vec((0u64..400_000, 1u64..3_000_000), 0..12),
+        ) {
+            let mut end = 0;
+            let ranges: Vec<_> = gaps
+                .into_iter()
+                .map(|(gap, len)| {
+                    let range = ByteRange::between(end + gap, end + gap + len);
+                    end = range.end();
+                    range
+                })
+                .collect();
+            let total: u64 = ranges.iter().map(|range| range.len()).sum();
+            let saved = Saved { region: ByteRange::between(512, 512 + end), ranges };
+            let (mut at, mut sum) = (0, 0);
+            for read in reads(&[saved]) {
+                prop_assert!(read.span.len() <= SPAN && read.span.start() >= at);
+                at = read.span.end();
+                for piece in &read.pieces {
+                    prop_assert!(read.span.contains(*piece));
+                    sum += piece.len();
+                }
+            }
+            prop_assert_eq!(sum, total);
+        }
+    }
+}

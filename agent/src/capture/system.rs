@@ -1,0 +1,122 @@
+//! The operating system on a captured disk: its name, version and host name.
+//!
+//! Nothing is mounted: the files are read through the file system's own structures, from the device
+//! that is open read only. Invariant: this only adds a name to a restore point; whatever cannot be
+//! read is left out, and no link leads outside the file system.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use backup::ByteRange;
+use backup::manifest::{FileSystemKind, OperatingSystem, Region};
+use ext4_view::{Ext4, Ext4Read};
+
+use crate::device::BlockDevice;
+
+/// The largest file that is read, in bytes.
+const LIMIT: u64 = 64 << 10;
+
+/// Looks for a system in the regions that hold an ext file system.
+pub(crate) fn find(device: &Arc<dyn BlockDevice>, regions: &[Region]) -> Option<OperatingSystem> {
+    regions
+        .iter()
+        .filter(|region| {
+            region.volume.as_ref().is_some_and(|volume| {
+                use FileSystemKind::{Ext2, Ext3, Ext4};
+                matches!(volume.file_system, Ext2 | Ext3 | Ext4)
+            })
+        })
+        .find_map(|region| read_system(device, region.range))
+}
+
+fn read_system(device: &Arc<dyn BlockDevice>, range: ByteRange) -> Option<OperatingSystem> {
+    let reader = Volume {
+        device: Arc::clone(device),
+        range,
+    };
+    let volume = Ext4::load(Box::new(reader))
+        .map_err(|error| log::debug!("{range}: {error}"))
+        .ok()?;
+    let release = ["/etc/os-release", "/usr/lib/os-release"]
+        .iter()
+        .find_map(|path| read_text(&volume, path))?;
+    let host = read_text(&volume, "/etc/hostname");
+    from_release(&release, host.as_deref())
+}
+
+fn read_text(volume: &Ext4, path: &str) -> Option<String> {
+    let metadata = volume.metadata(path).ok()?;
+    if metadata.len() > LIMIT {
+        return None;
+    }
+    volume.read_to_string(path).ok()
+}
+
+/// What `os-release` (os-release(5)) and `hostname` say.
+fn from_release(release: &str, host: Option<&str>) -> Option<OperatingSystem> {
+    let value = |key: &str| {
+        release.lines().find_map(|line| {
+            let (name, value) = line.split_once('=')?;
+            let value = value.trim().trim_matches(['"', '\'']);
+            (name.trim() == key && !value.is_empty()).then(|| printable(value))
+        })
+    };
+    let host_name = host
+        .and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()))
+        .map(printable);
+    Some(OperatingSystem {
+        name: value("NAME")?,
+        version: value("VERSION_ID"),
+        host_name,
+    })
+}
+
+/// At most 255 characters, none of them a control character: this is shown on screens.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|char| !char.is_control())
+        .take(255)
+        .collect()
+}
+
+struct Volume {
+    device: Arc<dyn BlockDevice>,
+    range: ByteRange,
+}
+
+impl Ext4Read for Volume {
+    fn read(
+        &mut self,
+        start_byte: u64,
+        dst: &mut [u8],
+    ) -> Result<(), Box<dyn Error + Send + Sync + 'static>> {
+        let inside = start_byte
+            .checked_add(dst.len() as u64)
+            .is_some_and(|end| end <= self.range.len());
+        if !inside {
+            return Err("past the end of the volume".into());
+        }
+        Ok(self.device.read_at(self.range.start() + start_byte, dst)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_from_os_release_and_hostname() {
+        let release = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\n";
+        let found = from_release(release, Some("\nlab-17\n")).unwrap();
+        assert_eq!(found.name, "Debian GNU/Linux");
+        assert_eq!(found.version.as_deref(), Some("12"));
+        assert_eq!(found.host_name.as_deref(), Some("lab-17"));
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_no_system_and_control_characters_are_dropped() {
+        assert_eq!(from_release("VERSION_ID=1\n", None), None);
+        let found = from_release("NAME=a\u{1b}[31mb\n", Some("")).unwrap();
+        assert_eq!((found.name.as_str(), found.host_name), ("a[31mb", None));
+    }
+}

@@ -1,0 +1,315 @@
+//! A server in memory and a machine of image files, so that the engine is tested as it is, without
+//! root, network or a virtual machine.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use backup::chunk::RecordHeader;
+use backup::hardware::{Disk, FirmwareKind, Inventory, MachineIdentity};
+use backup::manifest::RestorePointId;
+use backup::plan::{DiskPlan, RestorePlan};
+use backup::{Digest, SectorSize};
+use protocol::api::ApiError;
+
+use crate::boot_repair::variables::Variables;
+use crate::device::{Access, BlockDevice, Device, DeviceError};
+use crate::job::error::Fault;
+use crate::job::kernel::grow_file_system;
+use crate::job::platform::{Loader, Platform};
+use crate::job::server::ChunkServer;
+use crate::job::tracker::Tracker;
+use crate::job::{Engine, ProgressSlot};
+use crate::net::http::RequestError;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps chunks in memory, with the checks that the real server makes.
+#[derive(Default)]
+pub(crate) struct FakeServer {
+    records: Mutex<HashMap<Digest, Vec<u8>>>,
+    lists: Mutex<HashMap<Digest, Vec<u8>>>,
+    pub(crate) manifests: Mutex<HashMap<RestorePointId, Vec<u8>>>,
+    /// Chunks that were stored by uploads.
+    pub(crate) uploaded: AtomicU64,
+    /// Chunks that were sent to restores.
+    pub(crate) fetched: AtomicU64,
+    /// Digests whose next answer is damaged on the wire only.
+    pub(crate) noisy: Mutex<HashSet<Digest>>,
+}
+
+fn refused(code: &str, message: String) -> RequestError {
+    RequestError::Refused {
+        request: "a request".to_owned(),
+        status: 400,
+        error: ApiError {
+            code: code.to_owned(),
+            message,
+        },
+    }
+}
+
+impl FakeServer {
+    /// Flips one bit of a stored chunk; returns its digest. Deterministic: the least digest.
+    pub(crate) fn damage_one(&self) -> Digest {
+        let mut records = lock(&self.records);
+        let digest = *records.keys().min().unwrap();
+        let record = records.get_mut(&digest).unwrap();
+        let middle = RecordHeader::LEN + (record.len() - RecordHeader::LEN) / 2;
+        record[middle] ^= 1;
+        digest
+    }
+
+    /// A digest that is stored.
+    pub(crate) fn any_digest(&self) -> Digest {
+        *lock(&self.records).keys().max().unwrap()
+    }
+
+    /// Forgets a chunk.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        lock(&self.records).remove(digest);
+    }
+}
+
+impl ChunkServer for FakeServer {
+    fn manifest(&self, id: &RestorePointId) -> Result<Vec<u8>, RequestError> {
+        let manifests = lock(&self.manifests);
+        manifests
+            .get(id)
+            .cloned()
+            .ok_or_else(|| refused("not-found", id.to_string()))
+    }
+
+    fn chunk_list(
+        &self,
+        _: &RestorePointId,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<Vec<u8>, RequestError> {
+        let list = lock(&self.lists)[digest].clone();
+        assert!(list.len() as u64 <= limit);
+        Ok(list)
+    }
+
+    fn fetch(&self, digests: &[Digest]) -> Result<Vec<u8>, RequestError> {
+        let records = lock(&self.records);
+        let mut answer = Vec::new();
+        for digest in digests {
+            let missing = || refused("missing-chunk", format!("chunk {digest} is not stored"));
+            let record = records.get(digest).ok_or_else(missing)?;
+            answer.extend_from_slice(record);
+            if lock(&self.noisy).remove(digest) {
+                *answer.last_mut().unwrap() ^= 1;
+            }
+        }
+        self.fetched
+            .fetch_add(digests.len() as u64, Ordering::Relaxed);
+        Ok(answer)
+    }
+
+    fn missing(&self, digests: &[Digest]) -> Result<Vec<bool>, RequestError> {
+        let records = lock(&self.records);
+        Ok(digests
+            .iter()
+            .map(|digest| !records.contains_key(digest))
+            .collect())
+    }
+
+    fn upload(&self, mut bytes: &[u8]) -> Result<(), RequestError> {
+        while let Some((head, rest)) = bytes.split_first_chunk() {
+            let header = RecordHeader::decode(head).unwrap();
+            let (frame, after) = rest.split_at(header.stored_len as usize);
+            let plain = zstd::bulk::decompress(frame, header.plain_len as usize).unwrap();
+            assert_eq!(Digest::of(&plain), header.digest);
+            let record = [&head[..], frame].concat();
+            lock(&self.records).insert(header.digest, record);
+            self.uploaded.fetch_add(1, Ordering::Relaxed);
+            bytes = after;
+        }
+        assert!(bytes.is_empty());
+        Ok(())
+    }
+
+    fn upload_list(&self, digest: &Digest, list: &[u8]) -> Result<(), RequestError> {
+        assert_eq!(Digest::of(list), *digest);
+        lock(&self.lists).insert(*digest, list.to_vec());
+        Ok(())
+    }
+
+    fn publish(&self, manifest: &[u8]) -> Result<(), RequestError> {
+        let parsed = backup::manifest::Manifest::from_json(manifest).unwrap();
+        for region in parsed.regions() {
+            assert!(lock(&self.lists).contains_key(&region.content.digest));
+        }
+        lock(&self.manifests).insert(parsed.id, manifest.to_vec());
+        Ok(())
+    }
+}
+
+/// Firmware variables in memory.
+#[derive(Default)]
+pub(crate) struct MemoryVariables {
+    pub(crate) values: Mutex<std::collections::BTreeMap<String, Vec<u8>>>,
+    pub(crate) writes: AtomicU64,
+}
+
+impl Variables for MemoryVariables {
+    fn names(&self) -> io::Result<Vec<String>> {
+        Ok(lock(&self.values).keys().cloned().collect())
+    }
+
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        Ok(lock(&self.values).get(name).cloned())
+    }
+
+    fn write(&self, name: &str, value: &[u8]) -> io::Result<()> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        lock(&self.values).insert(name.to_owned(), value.to_vec());
+        Ok(())
+    }
+}
+
+/// A machine whose disks are image files in a folder, named as in the inventory.
+pub(crate) struct ImageMachine {
+    folder: PathBuf,
+    sector: SectorSize,
+    pub(crate) variables: Option<MemoryVariables>,
+}
+
+impl ImageMachine {
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            sector: SectorSize::S512,
+            variables: None,
+        }
+    }
+}
+
+impl Platform for ImageMachine {
+    fn open(&self, disk: &Disk, access: Access) -> Result<Box<dyn BlockDevice>, DeviceError> {
+        let device = Device::open(&self.folder.join(&disk.name), access)?;
+        Ok(Box::new(device.with_sector(self.sector)))
+    }
+
+    fn check_tools(&self, _: &RestorePlan) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn finish_volumes(&self, disk: &DiskPlan, _: &[Loader]) -> Result<Vec<String>, Fault> {
+        let image = self.folder.join(&disk.target.name);
+        for grow in &disk.grow {
+            let partition = disk
+                .partitions
+                .iter()
+                .find(|one| one.number == grow.partition)
+                .unwrap();
+            // The tools can work at an offset, but resize2fs then cuts the file to the new size.
+            let part = self.folder.join("growing");
+            let (start, len) = (partition.range.start(), partition.range.len());
+            let mut bytes = vec![0; len as usize];
+            let file = File::options().read(true).write(true).open(&image).unwrap();
+            file.read_exact_at(&mut bytes, start).unwrap();
+            std::fs::write(&part, bytes).unwrap();
+            grow_file_system(&part, grow)?;
+            file.write_all_at(&std::fs::read(&part).unwrap(), start)
+                .unwrap();
+        }
+        Ok(disk
+            .grow
+            .iter()
+            .map(|grow| format!("Grew partition {}.", grow.partition))
+            .collect())
+    }
+
+    fn reread_table(&self, _: &Disk) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn variables(&self) -> Option<&dyn Variables> {
+        self.variables
+            .as_ref()
+            .map(|variables| variables as &dyn Variables)
+    }
+}
+
+/// Runs a tool that must succeed; returns its output.
+pub(crate) fn run(tool: &str, arguments: &[&str]) -> String {
+    let output = Command::new(tool)
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap_or_else(|error| panic!("{tool}: {error}"));
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(output.status.success(), "{tool} {arguments:?}: {text}");
+    text
+}
+
+/// Everything that an engine refers to.
+pub(crate) struct Bench<P> {
+    pub(crate) server: FakeServer,
+    pub(crate) platform: P,
+    pub(crate) inventory: Inventory,
+    pub(crate) cancelled: AtomicBool,
+    slot: ProgressSlot,
+}
+
+impl<P: Platform> Bench<P> {
+    pub(crate) fn new(platform: P, disks: Vec<Disk>) -> Self {
+        let inventory = Inventory {
+            identity: MachineIdentity::default(),
+            firmware: FirmwareKind::Bios,
+            architecture: "x86_64".to_owned(),
+            disks,
+            nics: Vec::new(),
+            memory: 1 << 30,
+            without_driver: Vec::new(),
+        };
+        Self {
+            server: FakeServer::default(),
+            platform,
+            inventory,
+            cancelled: AtomicBool::new(false),
+            slot: ProgressSlot::default(),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> Engine<'_> {
+        Engine {
+            server: &self.server,
+            platform: &self.platform,
+            inventory: &self.inventory,
+            cancelled: &self.cancelled,
+            tracker: Tracker::new(&self.slot),
+            read_back: false,
+        }
+    }
+}
+
+/// An inventory entry.
+pub(crate) fn disk(name: &str, size: u64) -> Disk {
+    Disk {
+        name: name.to_owned(),
+        model: Some("IMAGE".to_owned()),
+        serial: Some(format!("SERIAL-{name}")),
+        wwn: None,
+        size,
+        logical_sector: SectorSize::S512,
+        physical_sector: 512,
+        removable: false,
+        read_only: false,
+    }
+}
+
+/// The id of a restore point.
+pub(crate) fn point(text: &str) -> RestorePointId {
+    RestorePointId::try_from(text.to_owned()).unwrap()
+}

@@ -1,0 +1,502 @@
+//! Restoring: manifest and plan to disks that start.
+//!
+//! Invariant: the order of writes. First the ranges that could make a disk start are made zero and
+//! flushed, and a marker says which restore is under way; then the data, flushed; then superblocks
+//! and boot sectors, flushed; then file systems grow; the partition table is the last write. A power
+//! cut at any instant leaves a disk that does not start, and the same restore goes on where it was.
+//!
+//! Every byte is checked against its digest before it is written. Memory: see [`fetch`] and
+//! [`write`].
+
+use std::collections::HashMap;
+
+use backup::chunk::{Chunk, ChunkList};
+use backup::hardware::FirmwareKind;
+use backup::manifest::{Manifest, RestorePointId};
+use backup::plan::{Choices, DiskPlan, RestorePlan};
+use backup::units::HumanBytes;
+use backup::{ByteRange, Digest};
+use protocol::progress::Stage;
+
+use crate::boot_repair;
+use crate::device::{Access, io_error};
+use crate::job::error::{Fault, Touched, report};
+use crate::job::platform::Loader;
+use crate::job::{Engine, JobError};
+use work::Piece;
+use write::{Held, Target, Writer};
+
+mod commit;
+mod compare;
+mod fetch;
+mod marker;
+mod work;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use compare::is_zero;
+
+/// Rebuilds the machine's disks from a restore point. Returns sentences for people.
+///
+/// # Errors
+/// [`JobError`]; it says whether a disk was touched.
+pub(crate) fn restore(
+    engine: &Engine<'_>,
+    restore_point: &RestorePointId,
+    choices: &Choices,
+) -> Result<Vec<String>, JobError> {
+    let mut touched = Touched::Nothing;
+    Restore::prepare(engine, restore_point, choices)
+        .and_then(|restore| restore.run(&mut touched))
+        .map_err(|fault| report(&fault, touched))
+}
+
+/// A restore whose plan is made and whose inputs are checked.
+struct Restore<'a> {
+    engine: &'a Engine<'a>,
+    manifest: Manifest,
+    plan: RestorePlan,
+    pieces: Vec<Piece>,
+}
+
+impl<'a> Restore<'a> {
+    /// Everything that can be refused, before any disk is opened.
+    fn prepare(
+        engine: &'a Engine<'a>,
+        restore_point: &RestorePointId,
+        choices: &Choices,
+    ) -> Result<Self, Fault> {
+        let json = engine
+            .server
+            .manifest(restore_point)
+            .map_err(Fault::server(format!(
+                "fetching the manifest of {restore_point}"
+            )))?;
+        engine.tracker.network(json.len() as u64);
+        let unusable = |source| Fault::Manifest {
+            restore_point: restore_point.to_string(),
+            source,
+        };
+        let manifest = Manifest::from_json(&json).map_err(unusable)?;
+        if manifest.id != *restore_point {
+            return Err(Fault::NotAsPlanned(format!(
+                "the server sent restore point {} (expected {restore_point})",
+                manifest.id
+            )));
+        }
+        let plan = backup::plan::restore::plan_restore(&manifest, engine.inventory, choices)
+            .map_err(Fault::Refused)?;
+        plan.picture(&manifest)
+            .lines()
+            .for_each(|line| log::info!("{line}"));
+        plan.notes.iter().for_each(|note| log::info!("{note}"));
+        engine.platform.check_tools(&plan)?;
+        let lists = fetch_lists(engine, restore_point, &manifest, &plan)?;
+        let pieces = work::pieces(&plan, &manifest, &lists)?;
+        Ok(Self {
+            engine,
+            manifest,
+            plan,
+            pieces,
+        })
+    }
+
+    fn run(mut self, touched: &mut Touched) -> Result<Vec<String>, Fault> {
+        let mut targets = self.open()?;
+        let known = self.read_markers(&targets)?;
+        self.engine.check_cancelled()?;
+
+        *touched = Touched::Begun;
+        for ((target, plan), known) in targets.iter_mut().zip(&self.plan.disks).zip(&known) {
+            invalidate(target, plan, &self.plan.restore_point, *known)?;
+        }
+        let all: Vec<Piece> = std::mem::take(&mut self.pieces);
+        let missing = self.missing(&targets, &known, &all)?;
+        let written: u64 = missing.iter().map(Piece::data_bytes).sum();
+        let held = self.write(&targets, &missing)?;
+        self.write_held(&targets, &held)?;
+        self.verify(&targets, all, &held)?;
+
+        let mut sentences = Vec::new();
+        let reserved = marker_contents(&targets, &held);
+        drop(targets);
+        self.finish_volumes(&mut sentences)?;
+
+        self.engine.tracker.stage(Stage::Committing, 0);
+        let targets = self.open()?;
+        for (index, (target, plan)) in targets.iter().zip(&self.plan.disks).enumerate() {
+            commit::commit(target.device.as_ref(), plan, reserved[index].as_ref())?;
+        }
+        drop(targets);
+        *touched = Touched::Committed;
+        for plan in &self.plan.disks {
+            if let Err(error) = self.engine.platform.reread_table(&plan.target) {
+                // The restored system reads the table itself when it starts.
+                log::warn!(
+                    "{}: the kernel does not read the new table: {error}",
+                    plan.target.name
+                );
+            }
+        }
+        self.repair_entries(&mut sentences)?;
+        Ok(self.summary(written, sentences))
+    }
+
+    /// Opens the targets for writing and checks that they are the disks of the plan.
+    fn open(&self) -> Result<Vec<Target>, Fault> {
+        let mut targets = Vec::with_capacity(self.plan.disks.len());
+        for plan in &self.plan.disks {
+            let device = self.engine.platform.open(&plan.target, Access::Write)?;
+            let expected = (plan.target.size, plan.target.logical_sector);
+            let found = (device.size(), device.sector());
+            if found != expected {
+                return Err(Fault::NotAsPlanned(format!(
+                    "{} has {} bytes in sectors of {} (the plan expects {} in sectors of {}); it \
+                     is another disk",
+                    device.name(),
+                    found.0,
+                    found.1.bytes(),
+                    expected.0,
+                    expected.1.bytes()
+                )));
+            }
+            let last = work::last_ranges(plan, marker::place(device.size()));
+            targets.push(Target { device, last });
+        }
+        Ok(targets)
+    }
+
+    /// For each disk whether its marker says that this very restore was under way.
+    fn read_markers(&self, targets: &[Target]) -> Result<Vec<bool>, Fault> {
+        let mut known = Vec::with_capacity(targets.len());
+        for (target, plan) in targets.iter().zip(&self.plan.disks) {
+            let device = target.device.as_ref();
+            let Some(place) = marker::place(device.size()) else {
+                known.push(false);
+                continue;
+            };
+            let mut bytes = vec![0; place.len() as usize];
+            device
+                .read_at(place.start(), &mut bytes)
+                .map_err(io_error("reading", device, place))?;
+            let is_known = marker::is_of(&bytes, &self.plan.restore_point, digest_of(plan)?);
+            if is_known {
+                log::info!(
+                    "{}: this restore was interrupted; it goes on",
+                    device.name()
+                );
+            }
+            known.push(is_known);
+        }
+        Ok(known)
+    }
+
+    /// The pieces that have to be fetched: all, or after an interruption those that differ.
+    fn missing(
+        &self,
+        targets: &[Target],
+        known: &[bool],
+        pieces: &[Piece],
+    ) -> Result<Vec<Piece>, Fault> {
+        if !known.contains(&true) {
+            return Ok(pieces.to_vec());
+        }
+        let total = pieces.iter().map(|piece| piece.range.len()).sum();
+        self.engine.tracker.stage(Stage::Comparing, total);
+        let missing = compare::differing(self.engine, targets, known, pieces.to_vec())?;
+        let (left, all) = (missing.len(), pieces.len());
+        log::info!("{left} of {all} pieces are still to be written");
+        Ok(missing)
+    }
+
+    /// Fetches, checks and writes; returns what is held back, after a flush.
+    fn write(&self, targets: &[Target], pieces: &[Piece]) -> Result<Vec<Held>, Fault> {
+        let tracker = &self.engine.tracker;
+        tracker.stage(Stage::Writing, pieces.iter().map(Piece::data_bytes).sum());
+        let names: Vec<_> = targets
+            .iter()
+            .map(|target| target.device.name().to_owned())
+            .collect();
+        let batches = work::batches(pieces);
+        let mut writer = Writer::new(targets);
+        fetch::in_order(self.engine, &names, pieces, &batches, |fetched| {
+            writer.batch(&fetched, pieces)?;
+            tracker.advance(pieces[fetched.pieces].iter().map(Piece::data_bytes).sum());
+            Ok(())
+        })?;
+        let held = writer.finish()?;
+        targets.iter().try_for_each(flush)?;
+        Ok(held)
+    }
+
+    /// Superblocks and boot sectors, and what lies in the first MiB; flushed. The marker stays.
+    fn write_held(&self, targets: &[Target], held: &[Held]) -> Result<(), Fault> {
+        for (part, range) in outside_marker(targets, held) {
+            let device = targets[part.disk].device.as_ref();
+            device
+                .write_at(range.start(), part.bytes_of(range))
+                .map_err(io_error("writing", device, range))?;
+        }
+        targets.iter().try_for_each(flush)
+    }
+
+    /// Reads again what was held back, and everything when the engine is told to.
+    fn verify(&self, targets: &[Target], pieces: Vec<Piece>, held: &[Held]) -> Result<(), Fault> {
+        let total = pieces.iter().map(|piece| piece.range.len()).sum();
+        self.engine.tracker.stage(
+            Stage::Verifying,
+            if self.engine.read_back { total } else { 0 },
+        );
+        for (part, range) in outside_marker(targets, held) {
+            let device = targets[part.disk].device.as_ref();
+            let mut found = vec![0; range.len() as usize];
+            device
+                .read_at(range.start(), &mut found)
+                .map_err(io_error("reading", device, range))?;
+            if found != part.bytes_of(range) {
+                return Err(Fault::ReadBack {
+                    device: device.name().to_owned(),
+                    what: "a superblock or boot sector".to_owned(),
+                    offset: range.start(),
+                });
+            }
+        }
+        if !self.engine.read_back {
+            return Ok(());
+        }
+        let outside_last = |piece: &Piece| {
+            !targets[piece.disk]
+                .last
+                .iter()
+                .any(|held| held.overlaps(piece.range))
+        };
+        let pieces: Vec<_> = pieces.into_iter().filter(outside_last).collect();
+        let known = vec![true; targets.len()];
+        match compare::differing(self.engine, targets, &known, pieces)?.first() {
+            None => Ok(()),
+            Some(piece) => Err(Fault::ReadBack {
+                device: targets[piece.disk].device.name().to_owned(),
+                what: format!("a piece of {} bytes", piece.range.len()),
+                offset: piece.range.start(),
+            }),
+        }
+    }
+
+    fn finish_volumes(&self, sentences: &mut Vec<String>) -> Result<(), Fault> {
+        self.engine.tracker.stage(Stage::Growing, 0);
+        let loaders = if self.engine.inventory.firmware == FirmwareKind::Uefi {
+            boot_repair::loaders(&self.manifest.firmware)
+        } else {
+            Vec::new()
+        };
+        for plan in &self.plan.disks {
+            let on_this_disk = |loader: &&Loader| {
+                let mut guids = plan.partitions.iter().filter_map(|one| one.guid.as_deref());
+                guids.any(|guid| guid == loader.partition)
+            };
+            let loaders: Vec<_> = loaders.iter().filter(on_this_disk).cloned().collect();
+            sentences.extend(self.engine.platform.finish_volumes(plan, &loaders)?);
+        }
+        Ok(())
+    }
+
+    fn repair_entries(&self, sentences: &mut Vec<String>) -> Result<(), Fault> {
+        let Some(variables) = self.engine.platform.variables() else {
+            return Ok(());
+        };
+        self.engine.tracker.stage(Stage::BootRepair, 0);
+        sentences.extend(boot_repair::repair_entries(
+            variables,
+            &self.manifest,
+            &self.plan,
+        )?);
+        Ok(())
+    }
+
+    fn summary(&self, written: u64, details: Vec<String>) -> Vec<String> {
+        let tracker = &self.engine.tracker;
+        let seconds = tracker.seconds();
+        let disks: Vec<_> = self
+            .plan
+            .disks
+            .iter()
+            .map(|plan| plan.target.describe())
+            .collect();
+        let rate = written as f64 / seconds.max(0.001);
+        let mut sentences = vec![
+            format!(
+                "Restored {} to {}.",
+                self.plan.restore_point,
+                disks.join(" and ")
+            ),
+            format!(
+                "Wrote {} in {seconds:.1} s ({}/s); {} crossed the network.",
+                HumanBytes(written),
+                HumanBytes(rate as u64),
+                HumanBytes(tracker.network_bytes())
+            ),
+        ];
+        sentences.extend(details);
+        sentences.extend(self.plan.notes.iter().cloned());
+        sentences
+    }
+}
+
+fn digest_of(plan: &DiskPlan) -> Result<Digest, Fault> {
+    marker::plan_digest(plan)
+        .map_err(|error| Fault::Internal(format!("the plan cannot be written down: {error}")))
+}
+
+fn flush(target: &Target) -> Result<(), Fault> {
+    let device = target.device.as_ref();
+    Ok(device
+        .flush()
+        .map_err(io_error("flushing", device, ByteRange::between(0, 0)))?)
+}
+
+/// Makes the disk one that does not start, and says with a marker which restore is under way. A
+/// marker that is there already stays, so that a second power cut does not forget it.
+fn invalidate(
+    target: &Target,
+    plan: &DiskPlan,
+    restore_point: &RestorePointId,
+    known: bool,
+) -> Result<(), Fault> {
+    let device = target.device.as_ref();
+    let place = marker::place(device.size());
+    let spared = if known { place } else { None };
+    for range in plan.invalidate.iter().chain(&target.last) {
+        for part in work::without(*range, spared) {
+            device
+                .zero(part)
+                .map_err(io_error("zeroing", device, part))?;
+        }
+    }
+    flush(target)?;
+    if let (Some(place), false) = (place, known) {
+        let bytes = marker::encode(restore_point, digest_of(plan)?);
+        device
+            .write_at(place.start(), &bytes)
+            .map_err(io_error("writing", device, place))?;
+        flush(target)?;
+    }
+    Ok(())
+}
+
+impl Held {
+    fn range(&self) -> ByteRange {
+        ByteRange::between(self.offset, self.offset + self.bytes.len() as u64)
+    }
+
+    /// The bytes of a part of its range.
+    fn bytes_of(&self, part: ByteRange) -> &[u8] {
+        let from = (part.start() - self.offset) as usize;
+        &self.bytes[from..from + part.len() as usize]
+    }
+}
+
+/// The held parts with their ranges, without the marker's sector.
+fn outside_marker<'h>(
+    targets: &[Target],
+    held: &'h [Held],
+) -> impl Iterator<Item = (&'h Held, ByteRange)> {
+    let places: Vec<_> = targets
+        .iter()
+        .map(|target| marker::place(target.device.size()))
+        .collect();
+    held.iter().flat_map(move |part| {
+        let place = places.get(part.disk).copied().flatten();
+        work::without(part.range(), place)
+            .into_iter()
+            .map(move |range| (part, range))
+    })
+}
+
+/// What belongs where the marker is, for each disk; zeros where the backup has nothing.
+fn marker_contents(targets: &[Target], held: &[Held]) -> Vec<Option<(u64, Vec<u8>)>> {
+    let content = |(disk, target): (usize, &Target)| {
+        let place = marker::place(target.device.size())?;
+        let mut bytes = vec![0; place.len() as usize];
+        for part in held.iter().filter(|part| part.disk == disk) {
+            let range = part.range();
+            let both = ByteRange::between(
+                range.start().max(place.start()),
+                range.end().min(place.end()),
+            );
+            if !both.is_empty() {
+                let at = (both.start() - place.start()) as usize;
+                bytes[at..at + both.len() as usize].copy_from_slice(part.bytes_of(both));
+            }
+        }
+        Some((place.start(), bytes))
+    };
+    targets.iter().enumerate().map(content).collect()
+}
+
+/// Fetches the chunk lists that the plan needs, each checked against the manifest.
+fn fetch_lists(
+    engine: &Engine<'_>,
+    restore_point: &RestorePointId,
+    manifest: &Manifest,
+    plan: &RestorePlan,
+) -> Result<HashMap<Digest, ChunkList>, Fault> {
+    let mut lists = HashMap::new();
+    for disk in &plan.disks {
+        let regions = manifest
+            .disks
+            .get(disk.source as usize)
+            .map_or(&[][..], |image| &image.regions);
+        let planned = disk
+            .copies
+            .iter()
+            .filter_map(|copy| regions.get(copy.region as usize));
+        for region in planned {
+            let content = &region.content;
+            if lists.contains_key(&content.digest) {
+                continue;
+            }
+            let limit = content.chunks.saturating_mul(48).saturating_add(16);
+            let bytes = engine
+                .server
+                .chunk_list(restore_point, &content.digest, limit)
+                .map_err(Fault::server(format!(
+                    "fetching chunk list {}",
+                    content.digest
+                )))?;
+            engine.tracker.network(bytes.len() as u64);
+            let found = Digest::of(&bytes);
+            if found != content.digest {
+                return Err(Fault::NotAsPlanned(format!(
+                    "the server sent chunk list {found} (expected {})",
+                    content.digest
+                )));
+            }
+            let list = ChunkList::decode(&bytes, region.range.len()).map_err(|source| {
+                Fault::ChunkList {
+                    digest: content.digest,
+                    source,
+                }
+            })?;
+            let lens = (list.data_bytes(), list.zero_bytes());
+            if lens != (content.data_bytes, content.zero_bytes) {
+                return Err(Fault::NotAsPlanned(format!(
+                    "chunk list {} has {} bytes of data and {} of zeros (the manifest says {} and {})",
+                    content.digest, lens.0, lens.1, content.data_bytes, content.zero_bytes
+                )));
+            }
+            lists.insert(content.digest, list);
+        }
+    }
+    let chunks: usize = lists
+        .values()
+        .map(|list: &ChunkList| list.chunks().len())
+        .sum();
+    log::info!(
+        "{chunks} chunks in {} lists ({} of memory)",
+        lists.len(),
+        HumanBytes((chunks * size_of::<Chunk>()) as u64)
+    );
+    Ok(lists)
+}

@@ -1,0 +1,346 @@
+//! Capture and restore together, on image files made by the reference tools.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use backup::plan::Choices;
+
+use super::restore;
+use crate::capture::capture;
+use crate::job::fake::{Bench, ImageMachine, disk, point, run};
+
+const MIB: u64 = 1 << 20;
+const SOURCE: u64 = 128 * MIB;
+const ESP: u64 = 2 * MIB;
+const ESP_LEN: u64 = 36 * MIB;
+const ROOT: u64 = 38 * MIB;
+const ROOT_LEN: u64 = 89 * MIB;
+
+/// Text that does not compress to nothing.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// A GPT disk with a BIOS boot partition, an EFI system partition and an ext4 root.
+fn make_source(folder: &Path) -> PathBuf {
+    let image = folder.join("source");
+    let tree = folder.join("tree");
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    fs::write(
+        tree.join("etc/os-release"),
+        "NAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\n",
+    )
+    .unwrap();
+    fs::write(tree.join("etc/hostname"), "lab-1\n").unwrap();
+    for number in 0..40u64 {
+        let len = (number * 37_003 % 900_000) as usize;
+        fs::write(tree.join(format!("file-{number}")), noise(number + 1, len)).unwrap();
+    }
+    File::create(&image).unwrap().set_len(SOURCE).unwrap();
+    let path = image.to_str().unwrap();
+    let script = folder.join("table");
+    fs::write(
+        &script,
+        "label: gpt\nstart=2048, size=2048, type=21686148-6449-6E6F-744E-656564454649\n\
+         start=4096, size=73728, type=uefi\nstart=77824, size=182272, type=linux\n",
+    )
+    .unwrap();
+    run(
+        "sh",
+        &["-c", &format!("sfdisk -q {path} < {}", script.display())],
+    );
+    run(
+        "mkfs.vfat",
+        &[
+            "-F",
+            "32",
+            "-n",
+            "ESP",
+            "--offset",
+            "4096",
+            path,
+            &(ESP_LEN / 1024).to_string(),
+        ],
+    );
+    fs::write(folder.join("loader"), noise(99, 300_000)).unwrap();
+    run(
+        "mmd",
+        &["-i", &format!("{path}@@{ESP}"), "::/EFI", "::/EFI/BOOT"],
+    );
+    let loader = folder.join("loader");
+    run(
+        "mcopy",
+        &[
+            "-i",
+            &format!("{path}@@{ESP}"),
+            loader.to_str().unwrap(),
+            "::/EFI/BOOT/BOOTX64.EFI",
+        ],
+    );
+    run(
+        "mke2fs",
+        &[
+            "-q",
+            "-t",
+            "ext4",
+            "-d",
+            tree.to_str().unwrap(),
+            "-E",
+            &format!("offset={ROOT}"),
+            path,
+            &format!("{}K", ROOT_LEN / 1024),
+        ],
+    );
+    let file = File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&noise(7, 440), 0).unwrap();
+    file.write_all_at(&noise(8, 60_000), MIB).unwrap();
+    image
+}
+
+/// An image full of old data, also where a table would be.
+fn make_target(folder: &Path, name: &str, len: u64) -> PathBuf {
+    let path = folder.join(name);
+    let file = File::create(&path).unwrap();
+    let old = noise(5, MIB as usize);
+    for at in (0..len).step_by(MIB as usize) {
+        file.write_all_at(&old, at).unwrap();
+    }
+    path
+}
+
+fn captured(folder: &Path) -> Bench<ImageMachine> {
+    make_source(folder);
+    let mut bench = Bench::new(ImageMachine::new(folder), vec![disk("source", SOURCE)]);
+    capture(&bench.engine(), &point("rp-1")).unwrap();
+    bench.inventory.disks.clear();
+    bench
+}
+
+fn part(image: &Path, start: u64, len: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len as usize];
+    File::open(image)
+        .unwrap()
+        .read_exact_at(&mut bytes, start)
+        .unwrap();
+    bytes
+}
+
+/// Copies a partition out of an image and checks it with e2fsck.
+fn check_root(folder: &Path, image: &Path, len: u64) -> PathBuf {
+    let root = folder.join("root");
+    fs::write(&root, part(image, ROOT, len)).unwrap();
+    run("e2fsck", &["-f", "-n", root.to_str().unwrap()]);
+    root
+}
+
+fn files_of(root: &Path, into: &Path) -> Vec<(String, Vec<u8>)> {
+    fs::create_dir_all(into).unwrap();
+    run(
+        "debugfs",
+        &[
+            "-R",
+            &format!("rdump / {}", into.display()),
+            root.to_str().unwrap(),
+        ],
+    );
+    let mut files: Vec<_> = fs::read_dir(into)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_type().unwrap().is_file())
+        .map(|entry| {
+            (
+                entry.file_name().into_string().unwrap(),
+                fs::read(entry.path()).unwrap(),
+            )
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_restored_disk_of_the_same_size_is_the_source_in_every_used_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    let target = make_target(folder.path(), "target", SOURCE);
+    bench.inventory.disks = vec![disk("target", SOURCE)];
+    let summary = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap();
+    assert!(summary[0].contains("SERIAL-target"), "{summary:?}");
+
+    let source = folder.path().join("source");
+    for (start, len) in [(0, MIB), (MIB, MIB), (SOURCE - MIB, MIB)] {
+        assert!(
+            part(&source, start, len) == part(&target, start, len),
+            "byte {start}"
+        );
+    }
+    run("sfdisk", &["--verify", target.to_str().unwrap()]);
+    let esp = |image: &Path| {
+        let place = format!("{}@@{ESP}", image.display());
+        let out = folder.path().join("out");
+        run(
+            "mcopy",
+            &[
+                "-n",
+                "-o",
+                "-i",
+                &place,
+                "::/EFI/BOOT/BOOTX64.EFI",
+                out.to_str().unwrap(),
+            ],
+        );
+        fs::read(out).unwrap()
+    };
+    assert!(esp(&source) == esp(&target));
+    let root = check_root(folder.path(), &target, ROOT_LEN);
+    let found = files_of(&root, &folder.path().join("found"));
+    let expected = files_of(
+        &check_root(folder.path(), &source, ROOT_LEN),
+        &folder.path().join("expected"),
+    );
+    assert!(found.len() > 39 && found == expected);
+}
+
+#[test]
+fn a_larger_disk_is_filled_by_its_last_file_system() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    let size = SOURCE + 64 * MIB;
+    let target = make_target(folder.path(), "target", size);
+    bench.inventory.disks = vec![disk("target", size)];
+    restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap();
+
+    run("sfdisk", &["--verify", target.to_str().unwrap()]);
+    let verified = run("sgdisk", &["-v", target.to_str().unwrap()]);
+    assert!(verified.contains("No problems found"), "{verified}");
+    let root = check_root(folder.path(), &target, size - ROOT - MIB);
+    let said = run("dumpe2fs", &["-h", root.to_str().unwrap()]);
+    let blocks: u64 = said
+        .lines()
+        .find_map(|line| line.strip_prefix("Block count:"))
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap();
+    let block: u64 = said
+        .lines()
+        .find_map(|line| line.strip_prefix("Block size:"))
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap();
+    assert!(
+        blocks * block > ROOT_LEN + 60 * MIB,
+        "{blocks} blocks of {block}"
+    );
+}
+
+#[test]
+fn a_second_capture_sends_no_chunk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    let first = bench.server.uploaded.load(Ordering::Relaxed);
+    bench.inventory.disks = vec![disk("source", SOURCE)];
+    let before = fs::read(folder.path().join("source")).unwrap();
+    let summary = capture(&bench.engine(), &point("rp-2")).unwrap();
+    assert!(first > 0 && bench.server.uploaded.load(Ordering::Relaxed) == first);
+    assert!(
+        summary
+            .iter()
+            .any(|line| line.contains("sent 0 new chunks")),
+        "{summary:?}"
+    );
+    assert!(
+        summary
+            .iter()
+            .any(|line| line.contains("Debian GNU/Linux 12 on lab-1")),
+        "{summary:?}"
+    );
+    assert!(
+        before == fs::read(folder.path().join("source")).unwrap(),
+        "the source was changed"
+    );
+}
+
+#[test]
+fn a_chunk_damaged_in_the_store_is_named_and_the_disk_stays_without_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    let target = make_target(folder.path(), "target", SOURCE);
+    bench.inventory.disks = vec![disk("target", SOURCE)];
+    let digest = bench.server.damage_one();
+    let error = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap_err();
+    assert_eq!(error.code, "damaged-chunk");
+    assert!(
+        error.reason.contains(&digest.to_string()),
+        "{}",
+        error.reason
+    );
+    assert!(part(&target, 0, 34 * 512).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_chunk_that_the_server_lacks_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    make_target(folder.path(), "target", SOURCE);
+    bench.inventory.disks = vec![disk("target", SOURCE)];
+    let digest = bench.server.any_digest();
+    bench.server.forget(&digest);
+    let error = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap_err();
+    assert_eq!(error.code, "damaged-chunk");
+    assert!(
+        error.reason.contains(&digest.to_string()),
+        "{}",
+        error.reason
+    );
+}
+
+#[test]
+fn a_chunk_damaged_on_the_wire_only_is_asked_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    make_target(folder.path(), "target", SOURCE);
+    bench.inventory.disks = vec![disk("target", SOURCE)];
+    let digest = bench.server.any_digest();
+    bench.server.noisy.lock().unwrap().insert(digest);
+    restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap();
+    assert!(bench.server.noisy.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_refused_untouched() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    let target = make_target(folder.path(), "target", SOURCE - 16 * MIB);
+    let before = fs::read(&target).unwrap();
+    bench.inventory.disks = vec![disk("target", SOURCE - 16 * MIB)];
+    let error = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap_err();
+    assert_eq!(error.code, "refused");
+    assert!(
+        error.reason.contains("no disk was touched"),
+        "{}",
+        error.reason
+    );
+    assert!(before == fs::read(&target).unwrap());
+}
+
+#[test]
+fn a_job_taken_back_ends_before_it_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    let target = make_target(folder.path(), "target", SOURCE);
+    let before = fs::read(&target).unwrap();
+    bench.inventory.disks = vec![disk("target", SOURCE)];
+    bench.cancelled.store(true, Ordering::Relaxed);
+    let error = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap_err();
+    assert_eq!(error.code, "cancelled");
+    assert!(before == fs::read(&target).unwrap());
+}
