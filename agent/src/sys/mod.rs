@@ -4,6 +4,10 @@
 //! with the reason why it is sound. What is *not* here: decisions.
 
 pub(crate) mod block;
-pub(crate) mod module;
-pub(crate) mod partition;
+pub(crate) mod console;
 pub(crate) mod inode_flags;
+pub(crate) mod link;
+pub(crate) mod module;
+pub(crate) mod mount;
+pub(crate) mod partition;
+pub(crate) mod reboot;
