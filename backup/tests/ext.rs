@@ -354,7 +354,7 @@ fn ext4_comes_back_with_rare_features() {
                 "-b",
                 "1024",
                 "-O",
-                "mmp,quota,project,large_dir,ea_inode",
+                "quota,project,large_dir,ea_inode",
             ],
             &[
                 "-t",
@@ -366,6 +366,29 @@ fn ext4_comes_back_with_rare_features() {
             ],
         ],
     );
+}
+
+#[test]
+fn a_volume_that_another_machine_may_have_mounted_is_in_doubt() {
+    let folder = images::folder();
+    let image = folder.path().join("image");
+    images::blank(&image, 16 * MIB);
+    let path = image.to_str().unwrap();
+    // No other tool here: with mmp they wait 11 s each.
+    run(
+        PACKAGE,
+        "mke2fs",
+        &["-q", "-F", "-t", "ext4", "-b", "1024", "-O", "mmp", path],
+    );
+    assert_eq!(survey(&image).0.used.unwrap(), used_by_dumpe2fs(&image));
+    let mut bytes = fs::read(&image).unwrap();
+    let mmp = bytes
+        .chunks_exact(1024)
+        .position(|block| block[..8] == *b"PMM\0PMM\xff")
+        .unwrap();
+    bytes[mmp * 1024 + 4..mmp * 1024 + 8].copy_from_slice(&77u32.to_le_bytes());
+    let doubt = survey_volume(&Memory(&bytes), 16 * MIB).used.unwrap_err();
+    assert!(doubt.to_string().contains("in use"), "{doubt}");
 }
 
 #[test]

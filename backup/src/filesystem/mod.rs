@@ -122,10 +122,18 @@ pub fn survey_volume(volume: &dyn ReadAt, size: u64) -> Survey {
             found.file_system
         ))),
     };
+    let volume = found.map(|found| Volume {
+        // A FAT does not say how much of it is in use, its clusters do.
+        used: found.used.or_else(|| {
+            let ranges = used.as_ref().ok()?;
+            Some(ranges.iter().map(|range| range.len()).sum())
+        }),
+        ..found
+    });
     Survey {
-        heads: heads(found.as_ref().map(|found| found.file_system), size),
+        heads: heads(volume.as_ref().map(|volume| volume.file_system), size),
         used,
-        volume: found,
+        volume,
     }
 }
 

@@ -1,0 +1,248 @@
+//! C1: FAT12/16/32 by used clusters. Images are made by mkfs.fat, filled and aged by mtools, and
+//! judged by fsck.fat and mtools, none of which shares code with this crate.
+#![allow(clippy::disallowed_methods, reason = "tests work on real image files")]
+
+mod images;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use backup::ByteRange;
+use backup::filesystem::{Doubt, survey_volume};
+use backup::manifest::FileSystemKind;
+use images::{Image, Memory, assert_in_order_inside, copy_in_garbage, noise, run};
+use proptest::prelude::{any, proptest};
+
+const MKFS: &str = "dosfstools";
+const MTOOLS: &str = "mtools";
+const MIB: u64 = 1 << 20;
+
+/// An image with files in it, some of them deleted again and others written into the holes.
+fn make(folder: &Path, size: u64, options: &[&str]) -> PathBuf {
+    let image = folder.join("image");
+    let _ = fs::remove_file(&image);
+    images::blank(&image, size);
+    let path = image.to_str().unwrap();
+    let mut arguments = vec!["-n", "ESP", "-i", "1234abcd"];
+    arguments.extend_from_slice(options);
+    arguments.push(path);
+    run(MKFS, "mkfs.fat", &arguments);
+    let tree = folder.join("tree");
+    if !tree.exists() {
+        fs::create_dir_all(tree.join("EFI/debian")).unwrap();
+        for number in 0..20usize {
+            let bytes = noise(number as u64, number * number * 97);
+            fs::write(tree.join(format!("EFI/debian/file{number}.efi")), bytes).unwrap();
+        }
+        fs::write(tree.join("a long name with spaces.txt"), noise(5, 70_000)).unwrap();
+        fs::write(folder.join("late"), noise(6, 90_000)).unwrap();
+    }
+    let (efi, long) = (tree.join("EFI"), tree.join("a long name with spaces.txt"));
+    let (efi, long) = (efi.to_str().unwrap(), long.to_str().unwrap());
+    run(MTOOLS, "mcopy", &["-i", path, "-s", efi, long, "::/"]);
+    for number in (0..20).step_by(2) {
+        let name = format!("::/EFI/debian/file{number}.efi");
+        run(MTOOLS, "mdel", &["-i", path, &name]);
+    }
+    let late = folder.join("late");
+    run(
+        MTOOLS,
+        "mcopy",
+        &["-i", path, late.to_str().unwrap(), "::/late"],
+    );
+    image
+}
+
+fn dump(folder: &Path, image: &Path, name: &str) -> PathBuf {
+    let place = folder.join(name);
+    let _ = fs::remove_dir_all(&place);
+    fs::create_dir(&place).unwrap();
+    let (image, to) = (image.to_str().unwrap(), place.to_str().unwrap());
+    run(MTOOLS, "mcopy", &["-i", image, "-s", "-n", "::/*", to]);
+    place
+}
+
+/// `N files, used/total clusters`, the last line of fsck.fat.
+fn used_clusters(image: &Path) -> u64 {
+    let text = run(MKFS, "fsck.fat", &["-n", image.to_str().unwrap()]);
+    let line = text.lines().last().unwrap();
+    let count = line.split(", ").nth(1).unwrap().split('/').next().unwrap();
+    count.parse().unwrap()
+}
+
+fn survives(folder: &Path, size: u64, kind: FileSystemKind, options: &[&str]) {
+    let image = make(folder, size, options);
+    let size = fs::metadata(&image).unwrap().len();
+    let survey = survey_volume(&Image::open(&image), size);
+    let volume = survey.volume.unwrap();
+    assert_eq!(volume.file_system, kind, "{options:?}");
+    assert_eq!(volume.label.as_deref(), Some("ESP"));
+    assert_eq!(volume.uuid.as_deref(), Some("1234-ABCD"));
+    let used = survey
+        .used
+        .unwrap_or_else(|doubt| panic!("{options:?}: {doubt}"));
+    assert_in_order_inside(&used, size);
+    let saved: u64 = used.iter().map(|range| range.len()).sum();
+    assert_eq!(volume.used, Some(saved), "{options:?}");
+    // What is not in clusters is small; what is must be what fsck.fat counts.
+    let clusters = used_clusters(&image) * u64::from(volume.block_size);
+    let metadata = saved.checked_sub(clusters).unwrap();
+    assert!(metadata < size / 16 + 64 * 1024, "{options:?} {metadata}");
+    assert!(saved < size / 2, "{options:?}");
+    let copy = folder.join("copy");
+    copy_in_garbage(&image, &copy, size, &used);
+    run(MKFS, "fsck.fat", &["-n", copy.to_str().unwrap()]);
+    let (one, other) = (dump(folder, &image, "one"), dump(folder, &copy, "other"));
+    assert!(one.join("EFI/debian/file7.efi").exists() && one.join("late").exists());
+    let (one, other) = (one.to_str().unwrap(), other.to_str().unwrap());
+    run("diffutils", "diff", &["-r", one, other]);
+}
+
+#[test]
+fn fat12_comes_back_from_its_used_clusters() {
+    let folder = images::folder();
+    for options in [
+        &["-F", "12"][..],
+        &["-F", "12", "-s", "8"],
+        &["-F", "12", "-f", "1", "-r", "112"],
+        &["-F", "12", "-S", "1024", "-R", "4"],
+    ] {
+        survives(folder.path(), 4 * MIB, FileSystemKind::Fat12, options);
+    }
+}
+
+#[test]
+fn fat16_comes_back_from_its_used_clusters() {
+    let folder = images::folder();
+    for options in [
+        &["-F", "16"][..],
+        &["-F", "16", "-s", "1"],
+        &["-F", "16", "-s", "4", "-f", "1"],
+        &["-F", "16", "-S", "2048", "-s", "1"],
+    ] {
+        survives(folder.path(), 30 * MIB, FileSystemKind::Fat16, options);
+    }
+}
+
+#[test]
+fn fat32_comes_back_from_its_used_clusters() {
+    let folder = images::folder();
+    for (size, options) in [
+        (36 * MIB, &["-F", "32", "-s", "1"][..]),
+        (64 * MIB, &["-F", "32"]),
+        (80 * MIB, &["-F", "32", "-s", "2", "-f", "1"]),
+        (300 * MIB, &["-F", "32", "-S", "4096"]),
+    ] {
+        survives(folder.path(), size, FileSystemKind::Fat32, options);
+    }
+}
+
+#[test]
+fn a_small_fat32_as_installers_make_esps_is_no_fat16() {
+    // Fewer clusters than Microsoft's rule asks for; mtools takes it for FAT16.
+    let folder = images::folder();
+    let image = folder.path().join("image");
+    images::blank(&image, 33 * MIB);
+    let path = image.to_str().unwrap();
+    run(MKFS, "mkfs.fat", &["-F", "32", "-s", "8", path]);
+    let survey = survey_volume(&Image::open(&image), 33 * MIB);
+    assert_eq!(survey.volume.unwrap().file_system, FileSystemKind::Fat32);
+    let copy = folder.path().join("copy");
+    copy_in_garbage(&image, &copy, 33 * MIB, &survey.used.unwrap());
+    run(MKFS, "fsck.fat", &["-n", copy.to_str().unwrap()]);
+}
+
+#[test]
+fn bad_clusters_are_not_read() {
+    let folder = images::folder();
+    let image = make(folder.path(), 8 * MIB, &["-F", "16", "-s", "1", "-f", "1"]);
+    let mut bytes = fs::read(&image).unwrap();
+    let before = survey_volume(&Memory(&bytes), bytes.len() as u64);
+    // Entry 12000 of the FAT behind the reserved sectors.
+    let reserved = usize::from(u16::from_le_bytes([bytes[14], bytes[15]]));
+    let at = reserved * 512 + 12_000 * 2;
+    assert_eq!(bytes[at..at + 2], [0, 0]);
+    bytes[at..at + 2].copy_from_slice(&[0xf7, 0xff]);
+    let after = survey_volume(&Memory(&bytes), bytes.len() as u64);
+    assert_eq!(before.used.unwrap(), after.used.unwrap());
+}
+
+fn doubt_of(bytes: &[u8]) -> String {
+    match survey_volume(&Memory(bytes), bytes.len() as u64).used {
+        Err(Doubt::Untrusted(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_fat_volume_that_is_not_clean_is_in_doubt() {
+    let folder = images::folder();
+    for (size, options, dirty_byte, entry) in [
+        (30 * MIB, &["-F", "16", "-s", "1"][..], 37, 3),
+        (40 * MIB, &["-F", "32", "-s", "1"], 65, 7),
+    ] {
+        let image = make(folder.path(), size, options);
+        let good = fs::read(&image).unwrap();
+        let mut bytes = good.clone();
+        bytes[dirty_byte] |= 1;
+        assert!(doubt_of(&bytes).contains("cleanly"));
+        // The clean-unmount bit of FAT[1], in both copies.
+        let reserved = usize::from(u16::from_le_bytes([good[14], good[15]]));
+        let fat_len = match u16::from_le_bytes([good[22], good[23]]) {
+            0 => u32::from_le_bytes([good[36], good[37], good[38], good[39]]) as usize,
+            len => usize::from(len),
+        };
+        let (clean, errors) = if entry == 3 {
+            (0x80, 0x40)
+        } else {
+            (0x08, 0x04)
+        };
+        for (bit, reason) in [(clean, "cleanly"), (errors, "errors")] {
+            let mut bytes = good.clone();
+            for copy in 0..2 {
+                bytes[(reserved + copy * fat_len) * 512 + entry] &= !bit;
+            }
+            assert!(doubt_of(&bytes).contains(reason), "{options:?}");
+        }
+        // One copy only: the FATs differ.
+        let mut bytes = good.clone();
+        bytes[(reserved + fat_len) * 512 + 100] ^= 1;
+        assert!(doubt_of(&bytes).contains("differs"));
+        // Too short a place.
+        assert!(doubt_of(&good[..good.len() - 512]).contains("its place has"));
+    }
+}
+
+#[test]
+fn random_damage_never_panics_and_never_leaves_the_volume() {
+    let folder = images::folder();
+    for (size, options) in [
+        (2 * MIB, &["-F", "12"][..]),
+        (8 * MIB, &["-F", "16", "-s", "1", "-f", "1"]),
+        (34 * MIB, &["-F", "32", "-s", "1", "-f", "1"]),
+    ] {
+        let image = fs::read(make(folder.path(), size, options)).unwrap();
+        let config = proptest::test_runner::Config::with_cases(150);
+        proptest!(config, |(flips in proptest::collection::vec(
+            (0usize..16 * 1024, any::<u8>()), 1..8), in_boot in any::<bool>())| {
+            let mut damaged = image.clone();
+            for (place, value) in flips {
+                damaged[if in_boot { place % 512 } else { place }] ^= value;
+            }
+            let size = damaged.len() as u64;
+            let survey = survey_volume(&Memory(&damaged), size);
+            if let Ok(used) = &survey.used {
+                assert_in_order_inside(used, size);
+            }
+            assert_in_order_inside(&survey.heads, size);
+        });
+    }
+}
+
+#[test]
+fn the_heads_hold_the_boot_sectors() {
+    let folder = images::folder();
+    let image = make(folder.path(), 40 * MIB, &["-F", "32"]);
+    let survey = survey_volume(&Image::open(&image), 40 * MIB);
+    assert_eq!(survey.heads, [ByteRange::between(0, 32 * 1024)]);
+}
