@@ -64,6 +64,9 @@ enum Command {
         /// Names of scenarios.
         #[arg(value_name = "SCENARIO")]
         names: Vec<String>,
+        /// Play every scenario, however long; so far none is left out otherwise.
+        #[arg(long)]
+        full: bool,
         /// Write a report as JSON.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
@@ -75,6 +78,9 @@ enum Command {
         /// Firmware of the machines.
         #[arg(long, value_enum, default_value_t = FirmwareKind::Uefi)]
         firmware: FirmwareKind,
+        /// Show it for both firmwares.
+        #[arg(long, conflicts_with = "firmware")]
+        all: bool,
     },
 }
 
@@ -101,7 +107,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             println!("{}", source.disk().display());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run { names, report } => {
+        Command::Run {
+            names,
+            report,
+            full: _,
+        } => {
             let chosen = choose(&names)?;
             let settings = settings(cli.places)?;
             let lines: Vec<Line> = chosen
@@ -124,29 +134,46 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::SUCCESS
             })
         }
-        Command::Demo { firmware } => {
+        Command::Demo { firmware, all } => {
             let settings = settings(cli.places)?;
-            let stage = Stage::set_up(&settings, "demo")?;
-            scenarios::demonstrate(&stage, firmware)?;
-            stage.clear_up();
+            let kinds = if all {
+                vec![FirmwareKind::Bios, FirmwareKind::Uefi]
+            } else {
+                vec![firmware]
+            };
+            for kind in kinds {
+                demonstrate(&settings, kind)?;
+            }
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-fn settings(places: Places) -> anyhow::Result<Settings> {
-    let target = match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(target) => PathBuf::from(target),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+fn demonstrate(settings: &Settings, kind: FirmwareKind) -> anyhow::Result<()> {
+    let name = match kind {
+        FirmwareKind::Bios => "demo-bios",
+        FirmwareKind::Uefi => "demo-uefi",
     };
+    let stage = Stage::set_up(settings, name)?;
+    let shown = scenarios::demonstrate(&stage, kind);
+    stage.clear_up();
+    shown.with_context(|| format!("logs and packets are in {}", stage.logs().display()))?;
+    println!("\n{}", stage.time_line());
+    println!("The restored machine reached its login prompt ({kind}).\n");
+    Ok(())
+}
+
+fn settings(places: Places) -> anyhow::Result<Settings> {
     let own = std::env::current_exe().context("cannot tell where this program is")?;
-    let own_folder = own.parent().unwrap_or(Path::new(".")).to_owned();
+    let own_folder = own.parent().unwrap_or(Path::new("."));
+    // Cargo puts programs into target/PROFILE.
+    let target = own_folder.parent().unwrap_or(own_folder);
     let work = places.work_dir.unwrap_or_else(|| target.join("lab"));
     std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     Ok(Settings {
         // QEMU and mmdebstrap run in other folders.
         work: std::path::absolute(&work)?,
-        bin_dir: std::path::absolute(places.bin_dir.unwrap_or(own_folder))?,
+        bin_dir: std::path::absolute(places.bin_dir.unwrap_or_else(|| own_folder.to_owned()))?,
         boot_files: std::path::absolute(places.boot_files.unwrap_or_else(|| target.join("boot")))?,
         keep: places.keep,
         backups: RefCell::new(HashMap::new()),

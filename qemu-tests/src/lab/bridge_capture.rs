@@ -42,7 +42,7 @@ pub(crate) struct BridgeCapture {
 impl BridgeCapture {
     /// Begins to capture; everything sent after this call is in the file.
     pub(crate) fn start(bridge: &Bridge, file: &Path) -> Result<Self, NamespaceError> {
-        let socket = bridge.namespace().inside(open)?;
+        let socket = bridge.place().inside(open)?;
         let start = || -> io::Result<Self> {
             let pcap = PcapWriter::new(BufWriter::new(File::create(file)?), SNAPLEN)?;
             let stop = Arc::new(AtomicBool::new(false));
@@ -68,7 +68,7 @@ impl BridgeCapture {
     }
 
     /// Ends the capture and returns the DHCP messages in it, in order.
-    pub(crate) fn finish(mut self) -> Vec<DhcpSighting> {
+    pub(crate) fn finish(&mut self) -> Vec<DhcpSighting> {
         self.end();
         let mut dhcp = self.dhcp.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut dhcp)
@@ -176,7 +176,7 @@ mod tests {
         bridge.connect(&far_end).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("br0.pcap");
-        let capture = BridgeCapture::start(&bridge, &file).unwrap();
+        let mut capture = BridgeCapture::start(&bridge, &file).unwrap();
         let mut message = vec![0; 300];
         message[236..240].copy_from_slice(&[99, 130, 83, 99]);
         let send = || {
@@ -184,7 +184,7 @@ mod tests {
             socket.set_broadcast(true)?;
             socket.send_to(&message, ("255.255.255.255", 68))
         };
-        bridge.namespace().inside(send).unwrap();
+        bridge.place().inside(send).unwrap();
         let seen = capture.finish();
         assert!(seen.len() == 1 && seen[0].to.is_broadcast(), "{seen:?}");
         let recorded = std::fs::read(&file).unwrap();

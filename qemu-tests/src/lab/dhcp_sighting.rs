@@ -22,6 +22,8 @@ const END: u8 = 255;
 const MESSAGE_TYPE: u8 = 53;
 const VENDOR_CLASS: u8 = 60;
 const USER_CLASS: u8 = 77;
+/// Message type of a refusal (RFC 2132 §9.6).
+const NAK: u8 = 6;
 
 /// How a frame with a DHCP message was addressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,7 +184,9 @@ pub(crate) fn wrong_addressing((request, reply): Answer<'_>) -> Option<String> {
         mac: request.client,
         ip,
     };
-    let (right, rule) = if request.client_address != Ipv4Addr::UNSPECIFIED {
+    let (right, rule) = if reply.kind == Some(NAK) {
+        (reply.to.is_broadcast(), "refusals go to everybody")
+    } else if request.client_address != Ipv4Addr::UNSPECIFIED {
         let to = unicast(request.client_address);
         (reply.to == to, "the client has an address: unicast to it")
     } else if request.broadcast_flag {

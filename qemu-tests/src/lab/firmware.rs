@@ -104,14 +104,6 @@ impl Firmware {
         Ok(Self::Uefi { variables })
     }
 
-    /// Which kind it is.
-    pub(crate) fn kind(&self) -> FirmwareKind {
-        match self {
-            Self::Bios => FirmwareKind::Bios,
-            Self::Uefi { .. } => FirmwareKind::Uefi,
-        }
-    }
-
     /// QEMU's arguments for this firmware, machine type included.
     pub(crate) fn arguments(&self) -> Result<Vec<String>, FirmwareError> {
         match self {

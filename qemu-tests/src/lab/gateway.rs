@@ -89,11 +89,6 @@ impl Gateway {
         }
     }
 
-    /// Replaces the map of ports; connections that exist stay.
-    pub(crate) fn set_ports(&mut self, ports: PortMap) {
-        self.ports = ports;
-    }
-
     /// Hands a frame to the IP stack.
     pub(crate) fn receive(&mut self, frame: Vec<u8>) {
         self.frames.received.push_back(frame);

@@ -243,11 +243,6 @@ impl Guest {
         matches!(self.qemu.try_wait(), Ok(None))
     }
 
-    /// Presses the power button.
-    pub(crate) fn press_power_button(&mut self) -> Result<(), GuestError> {
-        self.control("system_powerdown", json!({}))
-    }
-
     /// Saves what the screen shows, as a PPM picture.
     pub(crate) fn screenshot(&mut self, path: &Path) -> Result<(), GuestError> {
         self.control("screendump", json!({ "filename": path }))

@@ -28,5 +28,6 @@ pub(crate) mod test_client;
 pub(crate) mod test_files;
 pub(crate) mod tool;
 pub(crate) mod tree;
+pub(crate) mod udhcpc;
 pub(crate) mod udp_flows;
 pub(crate) mod wire;

@@ -21,6 +21,8 @@ use super::tool::{self, ToolError};
 pub(crate) const BRIDGE: &str = "br0";
 /// The server's address on the bridge.
 pub(crate) const BRIDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
+/// Network address of the bridge's network.
+pub(crate) const BRIDGE_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 0);
 /// Prefix length of the bridge's network.
 pub(crate) const BRIDGE_PREFIX: u8 = 24;
 /// The bridge's own Ethernet address: without one of its own it changes with every cable.
@@ -78,6 +80,25 @@ impl Place {
         command.args(["netns", "exec", &self.name]).arg(program);
         command
     }
+
+    /// Runs work in a thread that is in the namespace. Sockets opened there stay in it.
+    pub(crate) fn inside<T: Send>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, NamespaceError> {
+        let error = |source| NamespaceError::Io {
+            what: format!("work in the network namespace {}", self.name),
+            source,
+        };
+        let handle = File::open(Path::new(HANDLES).join(&self.name)).map_err(error)?;
+        let enter_and_work = || {
+            setns(handle, CloneFlags::CLONE_NEWNET)?;
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(enter_and_work).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            .map_err(error)
+    }
 }
 
 /// A network namespace. Dropping it removes it with every interface in it.
@@ -105,25 +126,6 @@ impl Namespace {
     /// Where its programs are started.
     pub(crate) fn place(&self) -> &Place {
         &self.place
-    }
-
-    /// Runs work in a thread that is in the namespace. Sockets opened there stay in it.
-    pub(crate) fn inside<T: Send>(
-        &self,
-        work: impl FnOnce() -> io::Result<T> + Send,
-    ) -> Result<T, NamespaceError> {
-        let error = |source| NamespaceError::Io {
-            what: format!("work in the network namespace {}", self.place.name),
-            source,
-        };
-        let handle = File::open(Path::new(HANDLES).join(&self.place.name)).map_err(error)?;
-        let enter_and_work = || {
-            setns(handle, CloneFlags::CLONE_NEWNET)?;
-            work()
-        };
-        std::thread::scope(|scope| scope.spawn(enter_and_work).join())
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            .map_err(error)
     }
 
     /// Runs `ip` on the namespace's interfaces and returns what it says.
@@ -210,8 +212,8 @@ impl Bridge {
     }
 
     /// Where the bridge is.
-    pub(crate) fn namespace(&self) -> &Namespace {
-        &self.namespace
+    pub(crate) fn place(&self) -> &Place {
+        &self.namespace.place
     }
 
     fn plug_in(&self, device: &str) -> Result<(), NamespaceError> {
@@ -337,7 +339,7 @@ mod tests {
         let tap = bridge.add_tap().unwrap();
         let client = Namespace::create().unwrap();
         bridge.connect(&client).unwrap();
-        let links = bridge.namespace().ip(&["-br", "link"]).unwrap();
+        let links = bridge.namespace.ip(&["-br", "link"]).unwrap();
         assert!(
             links.contains(&tap.device) && links.contains("cable1"),
             "{links}"
@@ -345,11 +347,11 @@ mod tests {
         let said = tool::run(client.place().command("ip").args(["-br", "link"])).unwrap();
         assert!(said.contains(CLIENT_INTERFACE), "{said}");
         let taken = bridge
-            .namespace()
+            .place()
             .inside(|| std::net::UdpSocket::bind((BRIDGE_ADDRESS, 67)))
             .unwrap();
         assert_eq!(taken.local_addr().unwrap().port(), 67);
-        let handle = Path::new(HANDLES).join(&bridge.namespace().place.name);
+        let handle = Path::new(HANDLES).join(&bridge.place().name);
         assert!(handle.exists());
         drop((taken, bridge));
         assert!(!handle.exists());

@@ -1,4 +1,4 @@
-//! QEMU's control socket (QMP): power button, screenshots, end.
+//! QEMU's control socket (QMP).
 //!
 //! Protocol: QEMU `docs/interop/qmp-spec.txt`. Events are skipped: what a machine does is watched on its
 //! console and its process.

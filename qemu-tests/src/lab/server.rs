@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use super::deadline::Deadline;
 use super::link::LinkConfig;
+use super::namespace::{self, Place};
 use super::port_map::PortMap;
 use super::tool::{self, ToolError};
 
@@ -81,6 +82,8 @@ pub(crate) struct ServerConfig {
     dhcp: u16,
     tftp: u16,
     http: u16,
+    /// The namespace of the bridge that it serves; `None` on loopback.
+    place: Option<Place>,
 }
 
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServerError {
@@ -119,7 +122,28 @@ impl ServerConfig {
             dhcp,
             tftp,
             http,
+            place: None,
         })
+    }
+
+    /// A server on its usual ports, on the bridge of a network namespace.
+    pub(crate) fn on_bridge(
+        program: &Path,
+        data_dir: &Path,
+        boot_files: &Path,
+        logs: &Path,
+        place: &Place,
+    ) -> Self {
+        Self {
+            program: program.to_owned(),
+            data_dir: data_dir.to_owned(),
+            boot_files: boot_files.to_owned(),
+            logs: logs.to_owned(),
+            dhcp: 67,
+            tftp: TFTP_ON_LINK,
+            http: HTTP_ON_LINK,
+            place: Some(place.clone()),
+        }
     }
 
     /// A link whose gateway leads to this server.
@@ -136,17 +160,29 @@ impl ServerConfig {
     /// The configuration file.
     fn to_toml(&self) -> String {
         let link = LinkConfig::default();
-        let (network, prefix, gateway) = (link.network, link.prefix, link.gateway);
+        // The bridge has the server's address, so that need not be said there.
+        let (listen, network, prefix, server) = match &self.place {
+            None => {
+                let server = format!("server = \"{0}\"\nrouter = \"{0}\"\n", link.gateway);
+                ("listen = \"127.0.0.1\"", link.network, link.prefix, server)
+            }
+            Some(_) => (
+                "interface = \"br0\"",
+                namespace::BRIDGE_NETWORK,
+                namespace::BRIDGE_PREFIX,
+                String::new(),
+            ),
+        };
         let [a, b, c, _] = network.octets();
         let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
         format!(
             "data_dir = {}\nboot_files = {}\n\n\
-             [network]\nlisten = \"127.0.0.1\"\n\n\
+             [network]\n{listen}\n\n\
              [dhcp]\nmode = \"server\"\nport = {}\n\n\
              [tftp]\nport = {}\n\n\
              [http]\nport = {}\nadvertised_port = {HTTP_ON_LINK}\n\n\
              [[subnet]]\nnetwork = \"{network}/{prefix}\"\npool = \"{a}.{b}.{c}.100-{a}.{b}.{c}.200\"\n\
-             server = \"{gateway}\"\nrouter = \"{gateway}\"\n\n\
+             {server}\n\
              [boot]\nunknown_machines = \"recovery\"\n",
             quoted(&self.data_dir),
             quoted(&self.boot_files),
@@ -154,6 +190,14 @@ impl ServerConfig {
             self.tftp,
             self.http,
         )
+    }
+
+    fn answers_http(&self) -> bool {
+        let connect = |address| move || TcpStream::connect((address, self.http)).map(drop);
+        match &self.place {
+            None => connect(Ipv4Addr::LOCALHOST)().is_ok(),
+            Some(place) => place.inside(connect(namespace::BRIDGE_ADDRESS)).is_ok(),
+        }
     }
 
     fn log(&self) -> PathBuf {
@@ -191,8 +235,9 @@ impl Server {
     fn wait_until_ready(&mut self, deadline: Deadline) -> Result<(), ServerError> {
         let control = self.config.data_dir.join("control.sock");
         loop {
-            let http = TcpStream::connect((Ipv4Addr::LOCALHOST, self.config.http)).is_ok();
-            if http && std::os::unix::net::UnixStream::connect(&control).is_ok() {
+            if self.config.answers_http()
+                && std::os::unix::net::UnixStream::connect(&control).is_ok()
+            {
                 return Ok(());
             }
             if let Ok(Some(status)) = self.process.try_wait() {
@@ -308,7 +353,11 @@ fn spawn(config: &ServerConfig, file: &Path) -> Result<Child, ServerError> {
     let errors = log
         .try_clone()
         .map_err(io_error("share the server's log"))?;
-    Command::new(&config.program)
+    let mut command = match &config.place {
+        None => Command::new(&config.program),
+        Some(place) => place.command(&config.program),
+    };
+    command
         .args(["serve", "--config"])
         .arg(file)
         .stdin(Stdio::null())

@@ -85,7 +85,7 @@ pub(crate) enum Attempt {
 
 /// The byte at an offset of the test stream: repeats after a prime, so that a shift shows.
 fn pattern(offset: usize) -> u8 {
-    ((offset % 65521) * 31 >> 3) as u8
+    (((offset % 65521) * 31) >> 3) as u8
 }
 
 /// A client on a port of a link.

@@ -85,8 +85,8 @@ pub(super) fn power_cut(stage: &Stage<'_>) -> anyhow::Result<()> {
 
     let guest = scene.bare.switch_on(stage, Some(&scene.port), "resumed")?;
     scene.finish(guest, &job)?;
-    let guest = scene.bare.switch_on(stage, Some(&scene.port), "restored")?;
-    wait_for_login(&guest)
+    let mut guest = scene.bare.switch_on(stage, Some(&scene.port), "restored")?;
+    wait_for_login(stage, &mut guest)
 }
 
 pub(super) fn server_restart(stage: &Stage<'_>) -> anyhow::Result<()> {

@@ -18,8 +18,8 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
         guest.cut_power();
 
         stage.say("the server knows it now and has no work for it");
-        let guest = source.switch_on(stage, Some(&port), &format!("{kind}-known"))?;
-        wait_for_login(&guest)?;
+        let mut guest = source.switch_on(stage, Some(&port), &format!("{kind}-known"))?;
+        wait_for_login(stage, &mut guest)?;
         let counters = site.link.counters(port.id)?;
         ensure!(
             counters.frames_to_guest > 0,

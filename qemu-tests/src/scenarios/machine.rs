@@ -24,9 +24,14 @@ const PASSWORD: &str = "lab";
 pub(crate) struct Machine {
     /// Name in logs.
     pub(crate) name: String,
-    /// Its only disk.
+    /// Its first disk.
     pub(crate) disk: PathBuf,
-    mac: [u8; 6],
+    /// Disks besides the first.
+    pub(crate) more_disks: Vec<DiskDevice>,
+    /// QEMU's name of its network card.
+    pub(crate) network_model: &'static str,
+    /// Its Ethernet address.
+    pub(super) mac: [u8; 6],
     firmware: Firmware,
     identity: Identity,
 }
@@ -69,6 +74,8 @@ impl Machine {
         Ok(Self {
             name: name.to_owned(),
             disk: folder.join("disk.raw"),
+            more_disks: Vec::new(),
+            network_model: "virtio-net-pci",
             mac,
             firmware: Firmware::fresh(kind, &folder)?,
             identity: Identity {
@@ -92,21 +99,35 @@ impl Machine {
         port: Option<&Port>,
         sitting: &str,
     ) -> anyhow::Result<Guest> {
-        let network = port.map(|port| NetworkCard {
-            model: "virtio-net-pci".to_owned(),
+        let cable = port.map(|port| Attachment::SwitchPort(port.clone()));
+        self.switch_on_with(stage, cable, sitting)
+    }
+
+    /// Switches it on with any kind of cable or none. `sitting` names the logs.
+    pub(crate) fn switch_on_with(
+        &self,
+        stage: &Stage<'_>,
+        cable: Option<Attachment>,
+        sitting: &str,
+    ) -> anyhow::Result<Guest> {
+        let network = cable.map(|attachment| NetworkCard {
+            model: self.network_model.to_owned(),
             mac: self.mac,
-            attachment: Attachment::SwitchPort(port.clone()),
+            attachment,
         });
+        let first = DiskDevice {
+            image: self.disk.clone(),
+            bus: DiskBus::Virtio,
+            serial: format!("{}-DISK", self.name.to_uppercase()),
+        };
         let config = GuestConfig {
             name: format!("{}-{sitting}", self.name),
             firmware: self.firmware.clone(),
             memory_mib: 1024,
             cpus: 2,
-            disks: vec![DiskDevice {
-                image: self.disk.clone(),
-                bus: DiskBus::Virtio,
-                serial: format!("{}-DISK", self.name.to_uppercase()),
-            }],
+            disks: std::iter::once(first)
+                .chain(self.more_disks.iter().cloned())
+                .collect(),
             network,
             identity: Some(self.identity.clone()),
             kernel: None,
@@ -118,10 +139,18 @@ impl Machine {
 }
 
 /// Waits until the restored or original system asks who is there.
-pub(crate) fn wait_for_login(guest: &Guest) -> anyhow::Result<()> {
-    guest
+pub(crate) fn wait_for_login(stage: &Stage<'_>, guest: &mut Guest) -> anyhow::Result<()> {
+    let waited = guest
         .console()
-        .wait_for(LOGIN_PROMPT, Deadline::seconds(240))?;
+        .wait_for(LOGIN_PROMPT, Deadline::seconds(240));
+    if waited.is_err() {
+        // Some things are said on the screen only. A machine that has gone off has none.
+        let picture = stage.logs().join("screen-without-login.ppm");
+        if let Err(error) = guest.screenshot(&picture) {
+            log::warn!("no picture of the screen: {error}");
+        }
+    }
+    waited?;
     Ok(())
 }
 

@@ -6,11 +6,13 @@
 
 mod beacon_time;
 mod compare;
+mod drivers;
 mod flipped_bit;
 mod interrupted;
 mod link_selftest;
 mod local_disk;
 mod machine;
+mod real_network;
 mod restore;
 mod site;
 mod source_boots;
@@ -40,7 +42,7 @@ pub(crate) struct Scenario {
 }
 
 /// Every scenario, in the order in which they are played.
-pub(crate) const ALL: [Scenario; 11] = [
+pub(crate) const ALL: [Scenario; 12] = [
     Scenario {
         name: "link-selftest",
         about: "the virtual link carries TCP and UDP right, under loss, reordering and duplication too",
@@ -60,6 +62,11 @@ pub(crate) const ALL: [Scenario; 11] = [
         name: "beacon-time",
         about: "a machine beacons within 3 s of link, from boot files of at most 25 MB",
         play: beacon_time::play,
+    },
+    Scenario {
+        name: "drivers",
+        about: "disks on virtio, NVMe and AHCI behind an Intel network card are all in the beacon",
+        play: drivers::play,
     },
     Scenario {
         name: "local-disk",
@@ -95,6 +102,26 @@ pub(crate) const ALL: [Scenario; 11] = [
         name: "flipped-bit",
         about: "a chunk with one flipped bit is refused by name, and the disk stays unbootable",
         play: flipped_bit::play,
+    },
+    Scenario {
+        name: "real-network-bios",
+        about: "the server's real ports boot a BIOS machine; replies to it are unicast frames",
+        play: real_network::bios,
+    },
+    Scenario {
+        name: "real-network-uefi",
+        about: "the server's real ports boot a UEFI machine; replies to it are broadcast",
+        play: real_network::uefi,
+    },
+    Scenario {
+        name: "real-network-restore",
+        about: "a bare machine comes back over a network of the kernel",
+        play: real_network::restore,
+    },
+    Scenario {
+        name: "real-network-udhcpc",
+        about: "a DHCP client that is not ours gets, renews and returns an address",
+        play: real_network::udhcpc,
     },
 ];
 

@@ -28,13 +28,16 @@ pub(crate) fn demonstrate(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Resu
     let mut site = Site::open(stage)?;
     let port = site.add_port()?;
     site.restore(&bare, &port, &backup.restore_point)?;
+    stage.milestone("the bare machine is restored");
     stage.say("the restored disk is compared with the source's");
     compare::check_restored(&backup.source_disk, &bare.disk)?;
-    stage.say("every file is there with the same content, owner, mode and times");
+    stage.milestone("every file is there with the same content, owner, mode and times");
 
-    let guest = bare.switch_on(stage, Some(&port), "restored")?;
-    wait_for_login(&guest)?;
-    stage.say("the restored machine reached its login prompt");
+    let mut guest = bare.switch_on(stage, Some(&port), "restored")?;
+    wait_for_login(stage, &mut guest)?;
+    stage.milestone(&format!(
+        "the restored {kind} machine reached its login prompt"
+    ));
     Ok(())
 }
 
@@ -43,9 +46,11 @@ fn make_backup(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Backup> 
     stage.program("netboot")?;
     stage.boot_files()?;
     let source = started_once(stage, kind)?;
+    stage.milestone("the source machine has run and left its marks");
     let mut site = Site::open(stage)?;
     let port = site.add_port()?;
     let point = site.capture(&source, &port)?;
+    stage.milestone("the source machine is captured");
     site.server.stop()?;
 
     // Kept outside the stage: later scenarios start from it.

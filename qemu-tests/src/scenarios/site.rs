@@ -4,9 +4,10 @@ use anyhow::{Context, bail, ensure};
 use protocol::api::{JobView, MachineView, RestorePointView};
 use protocol::beacon::AgentState;
 use protocol::job::JobState;
+use protocol::progress;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::machine::Machine;
 use super::stage::Stage;
@@ -18,20 +19,23 @@ use crate::lab::tool;
 
 /// How often the server is asked how a job goes.
 const TICK: Duration = Duration::from_millis(250);
+/// How often progress is shown.
+const SHOW_EVERY: Duration = Duration::from_secs(5);
 /// From power-on to the first beacon, under emulation.
 const BEACON_SECONDS: u64 = 240;
 /// A capture or restore of the source machine, under emulation.
 const JOB_SECONDS: u64 = 900;
 
-/// A running server and link.
-pub(super) struct Site<'a> {
+/// A running server and its network: a virtual link, or one of the kernel's.
+pub(super) struct Site<'a, L = Link> {
     /// Where the story plays.
     pub(super) stage: &'a Stage<'a>,
     /// The server under test.
     pub(super) server: Server,
     /// Its network.
-    pub(super) link: Link,
-    _sockets: tempfile::TempDir,
+    pub(super) link: L,
+    /// The folder of the link's sockets, if it has any.
+    _sockets: Option<tempfile::TempDir>,
 }
 
 impl<'a> Site<'a> {
@@ -55,7 +59,7 @@ impl<'a> Site<'a> {
             stage,
             server,
             link,
-            _sockets: sockets,
+            _sockets: Some(sockets),
         })
     }
 
@@ -68,6 +72,18 @@ impl<'a> Site<'a> {
     /// A new socket in the wall.
     pub(super) fn add_port(&mut self) -> anyhow::Result<Port> {
         Ok(self.link.add_port()?)
+    }
+}
+
+impl<'a, L> Site<'a, L> {
+    /// A site with a network that was made elsewhere.
+    pub(super) fn on(stage: &'a Stage<'a>, server: Server, link: L) -> Self {
+        Self {
+            stage,
+            server,
+            link,
+            _sockets: None,
+        }
     }
 
     /// Waits until a machine that was switched on asks for work.
@@ -151,7 +167,7 @@ impl<'a> Site<'a> {
     /// Waits until a job is over, however it ends.
     pub(super) fn wait_until_over(&self, id: &str, guest: &mut Guest) -> anyhow::Result<JobView> {
         let deadline = Deadline::seconds(JOB_SECONDS);
-        let mut shown = None;
+        let mut shown: Option<(progress::Stage, Instant)> = None;
         loop {
             // Asked before the job, because a machine may end its job and go off in between.
             let on = guest.is_on();
@@ -159,12 +175,13 @@ impl<'a> Site<'a> {
             if job.state.is_over() {
                 return Ok(job);
             }
-            let stage = job.progress.as_ref().map(|progress| progress.stage);
-            if stage != shown
-                && let Some(stage) = stage
-            {
-                self.stage.say(&format!("    {}", stage.text()));
-                shown = Some(stage);
+            if let Some(now) = &job.progress {
+                let due =
+                    shown.is_none_or(|(stage, at)| stage != now.stage || at.elapsed() > SHOW_EVERY);
+                if due {
+                    self.stage.say(&format!("    {now}"));
+                    shown = Some((now.stage, Instant::now()));
+                }
             }
             ensure!(on, "the machine went off in the middle of job {id}");
             ensure!(

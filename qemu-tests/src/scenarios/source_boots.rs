@@ -30,8 +30,8 @@ fn boots(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<()> {
 pub(super) fn started_once(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Machine> {
     stage.say(&format!("the source machine starts from its disk ({kind})"));
     let source = Machine::source(stage, kind)?;
-    let guest = source.switch_on(stage, None, "first-start")?;
-    wait_for_login(&guest)?;
+    let mut guest = source.switch_on(stage, None, "first-start")?;
+    wait_for_login(stage, &mut guest)?;
     stage.say("it reached its login prompt; it is switched off");
     log_in_and_shut_down(guest)?;
     compare::check_file_systems(&source.disk)?;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Skipped;
 use crate::lab::firmware::FirmwareKind;
@@ -45,6 +45,7 @@ pub(crate) struct Stage<'a> {
     logs: PathBuf,
     disks: PathBuf,
     began: Instant,
+    milestones: RefCell<Vec<(Duration, String)>>,
 }
 
 impl<'a> Stage<'a> {
@@ -66,6 +67,7 @@ impl<'a> Stage<'a> {
             logs,
             disks,
             began: Instant::now(),
+            milestones: RefCell::default(),
         })
     }
 
@@ -86,6 +88,26 @@ impl<'a> Stage<'a> {
             self.began.elapsed().as_secs_f64(),
             self.name
         );
+    }
+
+    /// Tells that a part of the story is done, and keeps it for the time line.
+    pub(crate) fn milestone(&self, what: &str) {
+        self.say(what);
+        self.milestones
+            .borrow_mut()
+            .push((self.began.elapsed(), what.to_owned()));
+    }
+
+    /// The milestones with the time that each of them took, one a line.
+    pub(crate) fn time_line(&self) -> String {
+        let mut lines = String::new();
+        let mut before = Duration::ZERO;
+        for (at, what) in self.milestones.borrow().iter() {
+            let (at_seconds, took) = (at.as_secs_f64(), (*at - before).as_secs_f64());
+            lines.push_str(&format!("{at_seconds:7.1} s  +{took:6.1} s  {what}\n"));
+            before = *at;
+        }
+        lines
     }
 
     /// A program under test, or a reason to skip.
