@@ -42,7 +42,7 @@ pub(crate) struct Scenario {
 }
 
 /// Every scenario, in the order in which they are played.
-pub(crate) const ALL: [Scenario; 12] = [
+pub(crate) const ALL: [Scenario; 16] = [
     Scenario {
         name: "link-selftest",
         about: "the virtual link carries TCP and UDP right, under loss, reordering and duplication too",

@@ -138,8 +138,8 @@ pub(super) fn restore(stage: &Stage<'_>) -> anyhow::Result<()> {
     guest.wait_until_off(Deadline::seconds(60))?;
     compare::check_restored(&backup.source_disk, &bare.disk)?;
     stage.say("every file is there with the same content, owner, mode and times");
-    let guest = bare.switch_on_with(stage, Some(cable), "restored")?;
-    wait_for_login(&guest)?;
+    let mut guest = bare.switch_on_with(stage, Some(cable), "restored")?;
+    wait_for_login(stage, &mut guest)?;
     stage.say("the restored machine reached its login prompt");
     Ok(())
 }
