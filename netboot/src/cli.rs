@@ -6,7 +6,11 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Overrides;
+use crate::{
+    commands::OperatorCommand,
+    config::{Config, DEFAULT_DATA_DIR, Overrides},
+    serve::ServeError,
+};
 
 /// What a process ends with. The numbers are those of sysexits.h where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +20,7 @@ pub(crate) enum ExitCode {
     Failure = 1,
     /// A folder or file that must be there is missing.
     Missing = 66,
-    /// A port is taken, or another server runs on the data directory.
+    /// A port is taken, another server runs on the data directory, or none does where one should.
     Unavailable = 69,
     /// The system refused: interface, disk, database.
     System = 71,
@@ -29,10 +33,12 @@ pub(crate) enum ExitCode {
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done
-   1  failed, for the reason printed
+   1  failed, for the reason printed: refused by the server, a watched job
+      that did not succeed, damage found by verify
    2  wrong command line
   66  a folder or file that must be there is missing
-  69  a port is taken, or another netboot serves from the data directory
+  69  a port is taken, another netboot serves from the data directory, or
+      none does where a command needs one
   71  the system refused: network interface, disk, database
   77  no right to open a port or to write a folder
   78  the configuration is wrong";
@@ -41,9 +47,40 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "netboot", version, after_help = EXIT_CODES, max_term_width = 80)]
 pub(crate) struct Cli {
+    /// Which server is meant.
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Which server is meant: the one to be started, or the one that a command is for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Place {
+    /// The server's configuration, in TOML; without it, options and defaults
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where state and restore points are kept [default: /var/lib/netboot]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+impl Place {
+    /// The data directory: named, or as the configuration says, or the default.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read or is wrong.
+    pub(crate) fn data_directory(self) -> Result<PathBuf, anyhow::Error> {
+        match (self.data_dir, self.config) {
+            (Some(directory), _) => Ok(directory),
+            (None, Some(config)) => {
+                let config = Config::load(Some(&config), Overrides::default());
+                Ok(config.map_err(ServeError::from)?.data_dir)
+            }
+            (None, None) => Ok(DEFAULT_DATA_DIR.into()),
+        }
+    }
 }
 
 /// What to do.
@@ -51,15 +88,15 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Answer machines that boot from the network, until told to stop
     Serve(ServeArgs),
+    /// What operators ask of a server.
+    #[command(flatten)]
+    Operator(OperatorCommand),
 }
 
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct ServeArgs {
-    /// The configuration, in TOML; without it, the options below and defaults
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
     /// Network interface to serve; may be repeated
     #[arg(long, value_name = "NAME")]
     interface: Vec<String>,
@@ -67,9 +104,6 @@ pub(crate) struct ServeArgs {
     /// some of the interface's network that no other DHCP server gives
     #[arg(long, value_name = "FIRST-LAST")]
     pool: Option<String>,
-    /// Where state and restore points are kept [default: /var/lib/netboot]
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
     /// Make the data directory when it is not there
     #[arg(long)]
     pub(crate) create: bool,
@@ -84,10 +118,10 @@ pub(crate) struct ServeArgs {
 
 impl ServeArgs {
     /// What overrides the configuration.
-    pub(crate) fn overrides(&self) -> Overrides {
+    pub(crate) fn overrides(&self, data_dir: Option<PathBuf>) -> Overrides {
         Overrides {
             interfaces: self.interface.clone(),
-            data_dir: self.data_dir.clone(),
+            data_dir,
             boot_files: self.boot_files.clone(),
             pool: self.pool.clone(),
         }

@@ -5,7 +5,9 @@
 mod boot_catalogue;
 mod boot_policy;
 mod cli;
+mod commands;
 mod config;
+mod control_client;
 mod dhcp;
 mod flight_recorder;
 mod frames;
@@ -23,19 +25,28 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cli::{Cli, Command};
+use commands::CommandError;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format_target(false)
         .init();
-    let result = match Cli::parse().command {
-        Command::Serve(args) => serve::run(&args),
+    let Cli { place, command } = Cli::parse();
+    let result = match command {
+        Command::Serve(args) => serve::run(&args, place),
+        Command::Operator(command) => place
+            .data_directory()
+            .and_then(|directory| Ok(commands::run(&command, directory)?)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("netboot: {error:#}");
-            ExitCode::from(serve::exit_code(&error) as u8)
+            let code = match error.downcast_ref::<CommandError>() {
+                Some(error) => error.exit_code(),
+                None => serve::exit_code(&error),
+            };
+            ExitCode::from(code as u8)
         }
     }
 }

@@ -21,7 +21,7 @@ use smol::Executor;
 use crate::{
     boot_catalogue::{BootCatalogue, CatalogueError},
     boot_policy::{INITRAMFS, KERNEL, MachineDirectory},
-    cli::{ExitCode, ServeArgs},
+    cli::{ExitCode, Place, ServeArgs},
     config::{Config, ConfigError, DEFAULT_DATA_DIR, Listen, SubnetConfig, is_within},
     dhcp::{
         lease_store::{LeaseStore, LeaseStoreError, SqliteLeases},
@@ -119,9 +119,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 /// Runs `netboot serve` until a signal ends it.
-pub(crate) fn run(args: &ServeArgs) -> Result<(), anyhow::Error> {
-    let config =
-        Config::load(args.config.as_deref(), args.overrides()).map_err(ServeError::from)?;
+pub(crate) fn run(args: &ServeArgs, place: Place) -> Result<(), anyhow::Error> {
+    let overrides = args.overrides(place.data_dir);
+    let config = Config::load(place.config.as_deref(), overrides).map_err(ServeError::from)?;
     let links = links(&config)?;
     let settings = settings(&config, &links)?;
     if args.check {

@@ -241,12 +241,6 @@ impl Machines {
         views
     }
 
-    /// One machine by its id.
-    pub(crate) fn get(&self, id: &str) -> Option<MachineView> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(id).map(|machine| machine.view(now()))
-    }
-
     /// What the machine with this id is called; the id itself when there is none.
     pub(crate) fn name(&self, id: &str) -> String {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,121 @@
+//! The operators' commands: what they print and what they end with.
+//!
+//! Every command but `verify` asks the running server through its control socket; `verify` reads the
+//! store itself and needs no server. What people read goes to standard output in tables, what
+//! programs read (`--json`) as JSON; what is only said goes to standard error.
+
+mod lists;
+mod options;
+mod start;
+mod table;
+mod verify;
+mod watch;
+
+use std::path::PathBuf;
+
+pub(crate) use options::OperatorCommand;
+
+use crate::cli::ExitCode;
+use crate::control_client::{ClientError, ControlClient};
+use crate::store::StoreError;
+
+/// Why a command did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// The server did not answer, or said no.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no store.
+    #[error(
+        "there is no store in the data directory {}: name the server's data directory with --data-dir",
+        .0.display()
+    )]
+    NoStore(PathBuf),
+    /// A job that was watched ended badly; it was said why.
+    #[error("job {job} {state}{}", reason.as_ref().map_or(String::new(), |reason| format!(": {reason}")))]
+    JobEnded {
+        /// The job.
+        job: String,
+        /// How it ended.
+        state: &'static str,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Verifying found damage; it was said what.
+    #[error(
+        "the store is damaged: {chunks} damaged chunks, {restore_points} restore points affected; what was found is listed above. Nothing was changed"
+    )]
+    Damaged {
+        /// How many chunks.
+        chunks: usize,
+        /// How many restore points.
+        restore_points: usize,
+    },
+    /// Standard output is gone.
+    #[error("cannot write to standard output")]
+    Output(#[from] std::io::Error),
+    /// A value cannot be shown.
+    #[error("cannot make JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+impl CommandError {
+    /// The exit code that fits.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Client(ClientError::NotRunning(_)) => ExitCode::Unavailable,
+            Self::Client(ClientError::NoRights(_)) => ExitCode::NoRights,
+            Self::Client(ClientError::Connect { .. }) | Self::Store(_) | Self::Output(_) => {
+                ExitCode::System
+            }
+            Self::NoStore(_) => ExitCode::Missing,
+            Self::Client(_) | Self::JobEnded { .. } | Self::Damaged { .. } | Self::Json(_) => {
+                ExitCode::Failure
+            }
+        }
+    }
+}
+
+/// Runs an operator's command on the server of a data directory.
+///
+/// # Errors
+/// [`CommandError`].
+pub(crate) fn run(command: &OperatorCommand, data_directory: PathBuf) -> Result<(), CommandError> {
+    let client = ControlClient::new(&data_directory);
+    match command {
+        OperatorCommand::Machines(args) => lists::machines(&client, args),
+        OperatorCommand::RestorePoints(args) => lists::restore_points(&client, args),
+        OperatorCommand::Jobs(args) => lists::jobs(&client, args),
+        OperatorCommand::Timeline { machine, list } => lists::timeline(&client, machine, list),
+        OperatorCommand::Capture(args) => start::capture(&client, args),
+        OperatorCommand::Restore(args) => start::restore(&client, args),
+        OperatorCommand::Cancel { job, list } => start::cancel(&client, job, list),
+        OperatorCommand::Verify(args) => verify::run(&data_directory, args),
+    }
+}
+
+/// Prints a value as one JSON document.
+fn print_json<T: serde::Serialize>(value: &T) -> Result<(), CommandError> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// Prints a value as one line of JSON.
+fn print_json_line<T: serde::Serialize>(value: &T) -> Result<(), CommandError> {
+    print(&format!("{}\n", serde_json::to_string(value)?))
+}
+
+/// Prints; a reader that has enough (`| head`) is no failure.
+fn print(text: &str) -> Result<(), CommandError> {
+    use std::io::Write;
+    let mut output = std::io::stdout().lock();
+    match output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+    {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,163 @@
+//! The options of the operators' commands.
+
+use backup::plan::DiskChoice;
+use clap::{Args, Subcommand, ValueEnum};
+
+/// What operators do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OperatorCommand {
+    /// List the machines that are or were in the recovery environment
+    Machines(ListArgs),
+    /// List the restore points
+    RestorePoints(ListArgs),
+    /// List the jobs
+    Jobs(ListArgs),
+    /// Show what a machine did while it booted, and where it stopped
+    Timeline {
+        /// Host name, Ethernet address, serial number or beginning of the id
+        machine: String,
+        /// How it is printed
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Save a machine's disks as a new restore point
+    Capture(CaptureArgs),
+    /// Rebuild a machine from a restore point; overwrites its disks
+    Restore(RestoreArgs),
+    /// Take back a job that is not over
+    Cancel {
+        /// The job's id or its beginning
+        job: String,
+        /// How it is printed
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Read the store back and compare every chunk with its digest
+    Verify(VerifyArgs),
+}
+
+/// How something is printed.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Print JSON for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a machine does after a job that went well.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Afterwards {
+    /// Start again
+    #[default]
+    Reboot,
+    /// Switch off
+    PowerOff,
+    /// Stay in the recovery environment
+    Wait,
+}
+
+impl From<Afterwards> for protocol::job::Afterwards {
+    fn from(chosen: Afterwards) -> Self {
+        match chosen {
+            Afterwards::Reboot => Self::Reboot,
+            Afterwards::PowerOff => Self::PowerOff,
+            Afterwards::Wait => Self::Wait,
+        }
+    }
+}
+
+/// What all new jobs have.
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// What the machine does afterwards
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub(crate) then: Afterwards,
+    /// Show the progress and wait for the end
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Print JSON for programs: the job; with --watch a line for each change
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Options of `capture`.
+#[derive(Debug, Args)]
+pub(crate) struct CaptureArgs {
+    /// Host name, Ethernet address, serial number or beginning of the id
+    pub(crate) machine: String,
+    /// The rest
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// Options of `restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// Host name, Ethernet address, serial number or beginning of the id
+    pub(crate) machine: String,
+    /// Id of the restore point, its beginning, or `latest` of this machine
+    pub(crate) restore_point: String,
+    /// Where a disk goes: its number in the restore point, and serial
+    /// number, WWN or kernel name of a disk of the machine; may be repeated
+    #[arg(long, value_name = "SOURCE=TARGET", value_parser = disk_choice)]
+    pub(crate) disk: Vec<DiskChoice>,
+    /// The rest
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Read only this share of the chunks, in percent (1 to 100), spread
+    /// evenly
+    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = percent)]
+    pub(crate) sample: u8,
+    /// Print JSON for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse() {
+        Ok(share @ 1..=100) => Ok(share),
+        _ => Err("expected a whole number from 1 to 100, with or without %".to_owned()),
+    }
+}
+
+fn disk_choice(text: &str) -> Result<DiskChoice, String> {
+    let expected = || "expected NUMBER=DISK, for example 0=sda".to_owned();
+    let (source, target) = text.split_once('=').ok_or_else(expected)?;
+    let source = source.parse().map_err(|_| expected())?;
+    if target.is_empty() {
+        return Err(expected());
+    }
+    Ok(DiskChoice {
+        source,
+        target: target.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_choice_names_a_number_and_a_disk() {
+        let choice = disk_choice("1=WD-ABC=1").unwrap();
+        assert_eq!((choice.source, choice.target.as_str()), (1, "WD-ABC=1"));
+        for text in ["sda", "x=sda", "0=", "-1=sda", ""] {
+            assert!(disk_choice(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_sample_is_a_percentage() {
+        assert_eq!(percent("5%"), Ok(5));
+        assert_eq!(percent("100"), Ok(100));
+        for text in ["0", "101", "-1", "%", "x"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
+    }
+}

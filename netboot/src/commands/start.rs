@@ -1,0 +1,145 @@
+//! `capture`, `restore`, `cancel`.
+
+use backup::plan::Choices;
+use protocol::api::{self, Action, JobRequest, JobView, MachineView};
+use protocol::beacon::AgentState;
+
+use super::lists::escaped;
+use super::options::{CaptureArgs, JobArgs, ListArgs, RestoreArgs};
+use super::table::{ago, clean, short};
+use super::{CommandError, print, print_json, watch};
+use crate::control_client::ControlClient;
+use crate::state::now;
+
+pub(super) fn capture(client: &ControlClient, args: &CaptureArgs) -> Result<(), CommandError> {
+    let request = JobRequest {
+        machine: args.machine.clone(),
+        action: Action::Capture,
+        afterwards: args.job.then.into(),
+    };
+    begin(client, &request, &args.job)
+}
+
+pub(super) fn restore(client: &ControlClient, args: &RestoreArgs) -> Result<(), CommandError> {
+    let request = JobRequest {
+        machine: args.machine.clone(),
+        action: Action::Restore {
+            restore_point: args.restore_point.clone(),
+            choices: Choices {
+                disks: args.disk.clone(),
+            },
+        },
+        afterwards: args.job.then.into(),
+    };
+    begin(client, &request, &args.job)
+}
+
+fn begin(client: &ControlClient, request: &JobRequest, args: &JobArgs) -> Result<(), CommandError> {
+    let job: JobView = client.post(api::JOBS, request)?;
+    if !args.json {
+        let machines: Vec<MachineView> = client.get(api::MACHINES)?;
+        let machine = machines
+            .into_iter()
+            .find(|machine| machine.id == job.machine);
+        print(&announcement(&job, machine.as_ref(), request))?;
+    } else if !args.watch {
+        return print_json(&job);
+    }
+    if args.watch {
+        watch::until_over(client, job, args.json)
+    } else {
+        Ok(())
+    }
+}
+
+/// What was started, what it overwrites, and when it begins.
+fn announcement(job: &JobView, machine: Option<&MachineView>, request: &JobRequest) -> String {
+    let name = clean(&job.machine_name);
+    let (id, point) = (short(&job.id), job.kind.restore_point());
+    let mut text = match &request.action {
+        Action::Capture => format!("Job {id}: capture of {name} as restore point {point}.\n"),
+        Action::Restore { choices, .. } => {
+            let head = format!("Job {id}: restore of {name} from restore point {point}.\n");
+            head + &overwritten(machine, choices)
+        }
+    };
+    text.push_str(match machine.and_then(|machine| machine.state) {
+        Some(AgentState::Waiting | AgentState::Failed) => {
+            "The machine waits in the recovery environment: the job starts at once.\n"
+        }
+        Some(AgentState::Working) => {
+            "The machine is still at work on an earlier job: this one starts when it is done.\n"
+        }
+        None => {
+            "The machine is not in the recovery environment: the job starts when the machine \
+             boots from the network.\n"
+        }
+    });
+    text
+}
+
+fn overwritten(machine: Option<&MachineView>, choices: &Choices) -> String {
+    let Some(machine) = machine else {
+        return "The machine's disks are not known yet; those it has will be overwritten.\n"
+            .to_owned();
+    };
+    let seen = ago(machine.last_beacon, now());
+    let named = |disk: &&backup::hardware::Disk| {
+        choices.disks.iter().any(|choice| {
+            choice.target == disk.name
+                || disk.serial.as_deref() == Some(choice.target.as_str())
+                || disk.wwn.as_deref() == Some(choice.target.as_str())
+        })
+    };
+    let disks = &machine.inventory.disks;
+    let chosen: Vec<_> = disks.iter().filter(named).collect();
+    let (heading, listed) = if chosen.is_empty() {
+        let fixed = disks
+            .iter()
+            .filter(|disk| !disk.removable && !disk.read_only);
+        (
+            format!("All data on the disks it is placed on is lost. Disks of the machine, {seen}:"),
+            fixed.collect(),
+        )
+    } else {
+        (
+            format!("All data on these disks, and on those chosen by the plan, is lost ({seen}):"),
+            chosen,
+        )
+    };
+    let mut text = format!("{heading}\n");
+    for disk in &listed {
+        text.push_str(&format!("  {}\n", clean(&disk.describe())));
+    }
+    if listed.is_empty() {
+        text.push_str("  none was found\n");
+    }
+    text
+}
+
+pub(super) fn cancel(
+    client: &ControlClient,
+    job: &str,
+    args: &ListArgs,
+) -> Result<(), CommandError> {
+    let before: Vec<JobView> = client.get(api::JOBS)?;
+    let view: JobView = client.post(&api::cancel_job(&escaped(job)), &())?;
+    if args.json {
+        return print_json(&view);
+    }
+    let started = before
+        .iter()
+        .any(|other| other.id == view.id && other.started_at.is_some());
+    let consequence = match (started, view.kind.word()) {
+        (false, _) => "It had not started; nothing was changed.",
+        (true, "restore") => {
+            "The machine stops at its next report. Its disk was being overwritten and does not \
+             boot until a restore is finished."
+        }
+        (true, _) => "The machine stops at its next report. No restore point was made.",
+    };
+    print(&format!(
+        "Job {} is cancelled. {consequence}\n",
+        short(&view.id)
+    ))
+}

@@ -1,0 +1,163 @@
+//! The operators' side of the control socket.
+//!
+//! One connection for each request: commands are short, and a server that was restarted in between
+//! is found again. What is *not* here: what is asked and how it is shown (`commands`).
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use axum::body::Body;
+use axum::http::{Method, Request, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::client::conn::http1;
+use protocol::api::ApiError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use smol::Async;
+use smol_hyper::rt::FuturesIo;
+
+/// The most bytes of an answer that are read: lists of very many jobs.
+const MAX_ANSWER: usize = 256 * 1024 * 1024;
+
+/// A request that was not answered with what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no netboot server runs on the data directory {}: start one with `netboot serve`, or name its data directory with --data-dir",
+        .0.display()
+    )]
+    NotRunning(PathBuf),
+    /// The socket is somebody else's.
+    #[error(
+        "no right to use the control socket {}: run this as the user that runs the server",
+        .0.display()
+    )]
+    NoRights(PathBuf),
+    /// The connection failed.
+    #[error("the control socket {} cannot be used", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the server ended the connection without an answer")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The server said no.
+    #[error(transparent)]
+    Refused(ApiError),
+    /// The answer is not what this program understands.
+    #[error(
+        "the server's answer to {path} is not understood; is it of another version than this command?"
+    )]
+    Answer {
+        /// What was asked.
+        path: String,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Asks the server of one data directory.
+pub(crate) struct ControlClient {
+    data_directory: PathBuf,
+}
+
+impl ControlClient {
+    /// For the server of this data directory.
+    pub(crate) fn new(data_directory: &Path) -> Self {
+        Self {
+            data_directory: data_directory.to_owned(),
+        }
+    }
+
+    /// GETs a value.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        smol::block_on(self.ask(Method::GET, path, Body::empty()))
+    }
+
+    /// POSTs a value and gets one back.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        value: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(value).map_err(|source| ClientError::Answer {
+            path: path.to_owned(),
+            source,
+        })?;
+        smol::block_on(self.ask(Method::POST, path, Body::from(body)))
+    }
+
+    fn connect(&self) -> Result<Async<UnixStream>, ClientError> {
+        let path = self.data_directory.join("control.sock");
+        UnixStream::connect(&path)
+            .and_then(Async::new)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ClientError::NotRunning(self.data_directory.clone())
+                }
+                io::ErrorKind::PermissionDenied => ClientError::NoRights(path),
+                _ => ClientError::Connect { path, source },
+            })
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<T, ClientError> {
+        let broken = |error: hyper::Error| ClientError::Broken(error.into());
+        let stream = FuturesIo::new(self.connect()?);
+        let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "netboot")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .map_err(|error| ClientError::Broken(error.into()))?;
+        let exchange = async {
+            let answer = sender.send_request(request).await.map_err(broken)?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER);
+            let bytes = body
+                .collect()
+                .await
+                .map_err(ClientError::Broken)?
+                .to_bytes();
+            Ok((status, bytes))
+        };
+        // The connection moves the bytes and ends no sooner than the exchange needs it.
+        let driven = async {
+            let end = connection.await;
+            match end {
+                Ok(()) => std::future::pending().await,
+                Err(error) => Err(broken(error)),
+            }
+        };
+        let (status, bytes) = futures_lite::future::or(exchange, driven).await?;
+        let not_understood = |source| ClientError::Answer {
+            path: path.to_owned(),
+            source,
+        };
+        if status.is_success() {
+            serde_json::from_slice(&bytes).map_err(not_understood)
+        } else {
+            let refusal = serde_json::from_slice(&bytes).map_err(not_understood)?;
+            Err(ClientError::Refused(refusal))
+        }
+    }
+}
