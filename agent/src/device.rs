@@ -39,6 +39,16 @@ pub(crate) enum DeviceError {
         /// Which one.
         device: String,
     },
+    /// Another disk has its name now.
+    #[error("{device} is another disk now: {found} (expected {expected})")]
+    Other {
+        /// The name.
+        device: String,
+        /// What is there.
+        found: String,
+        /// What was there when the plan was made.
+        expected: String,
+    },
     /// An access failed.
     #[error("{action} {device} failed at LBA {lba} (sectors of {sector} bytes, {len} bytes asked)")]
     Io {
@@ -184,7 +194,7 @@ impl Device {
     }
 
     /// The same device with another logical sector size; for image files, which have none.
-    #[must_use]
+    #[cfg(test)]
     pub(crate) fn with_sector(mut self, sector: SectorSize) -> Self {
         if !self.is_block {
             self.sector = sector;

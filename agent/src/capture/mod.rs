@@ -21,8 +21,9 @@ use protocol::progress::Stage;
 
 use crate::boot_repair;
 use crate::device::{Access, BlockDevice, DiskReader};
-use crate::job::error::{Fault, Touched, chain, report};
+use crate::job::error::{Fault, Touched, report};
 use crate::job::{Engine, JobError};
+use crate::log::chain;
 use read::Saved;
 use send::{Sent, send_disk};
 

@@ -10,6 +10,7 @@ use backup::plan::Refusal;
 
 use crate::device::DeviceError;
 use crate::job::JobError;
+use crate::log::chain;
 use crate::net::http::RequestError;
 
 /// What went wrong.
@@ -111,6 +112,7 @@ impl Fault {
             Self::Refused(_) | Self::NotAsPlanned(_) => "refused",
             Self::Manifest { .. } | Self::ChunkList { .. } => "server",
             Self::DamagedChunk { .. } => "damaged-chunk",
+            Self::Device(DeviceError::Busy { .. } | DeviceError::Other { .. }) => "refused",
             Self::Device(_) | Self::ReadBack { .. } => "disk-error",
             Self::Tool { .. } => "tool",
             Self::Boot { .. } => "boot-repair",
@@ -167,16 +169,4 @@ pub(crate) fn report(fault: &Fault, touched: Touched) -> JobError {
         reason,
         code: fault.code().to_owned(),
     }
-}
-
-/// An error with its sources, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -16,6 +16,7 @@ use nix::mount::{MsFlags, mount, umount};
 use crate::boot_repair::loader;
 use crate::boot_repair::variables::{EfiVariables, Variables};
 use crate::device::{Access, BlockDevice, Device, DeviceError};
+use crate::hardware::disks::disks;
 use crate::job::error::Fault;
 use crate::job::platform::{Loader, Platform};
 use crate::sys;
@@ -50,7 +51,10 @@ impl Kernel {
 
 impl Platform for Kernel {
     fn open(&self, disk: &Disk, access: Access) -> Result<Box<dyn BlockDevice>, DeviceError> {
-        open_exclusively(&disk.name, access).map(|device| Box::new(device) as Box<dyn BlockDevice>)
+        let device = open_exclusively(&disk.name, access)?;
+        // While it is open its name stays its own, so this cannot be outdated.
+        check_identity(disk)?;
+        Ok(Box::new(device))
     }
 
     fn check_tools(&self, plan: &RestorePlan) -> Result<(), Fault> {
@@ -111,6 +115,31 @@ impl Platform for Kernel {
             .as_ref()
             .map(|variables| variables as &dyn Variables)
     }
+}
+
+/// Checks that the name still belongs to the disk that the inventory saw: names are given anew when
+/// a disk is pulled and put back.
+fn check_identity(expected: &Disk) -> Result<(), DeviceError> {
+    let found = disks(Path::new("/sys"))
+        .into_iter()
+        .find(|disk| disk.name == expected.name);
+    let same = found.as_ref().is_some_and(|found| {
+        (found.size, &found.serial, &found.wwn, &found.model)
+            == (
+                expected.size,
+                &expected.serial,
+                &expected.wwn,
+                &expected.model,
+            )
+    });
+    if same {
+        return Ok(());
+    }
+    Err(DeviceError::Other {
+        device: expected.name.clone(),
+        found: found.map_or_else(|| "none".to_owned(), |found| found.describe()),
+        expected: expected.describe(),
+    })
 }
 
 /// Opens a disk. For a moment after a tool has ended, the kernel may still hold it.

@@ -108,7 +108,7 @@ fn compare(
         return Ok(vec![false; pieces.len()]);
     }
     let device = target.device.as_ref();
-    let mut read = |range: ByteRange, out: &mut AlignedBuffer| {
+    let read = |range: ByteRange, out: &mut AlignedBuffer| {
         let bytes = &mut out.bytes_mut()[..range.len() as usize];
         device
             .read_at(range.start(), bytes)

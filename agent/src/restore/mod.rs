@@ -34,6 +34,8 @@ mod work;
 mod write;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use compare::is_zero;

@@ -19,7 +19,7 @@ const ROOT: u64 = 38 * MIB;
 const ROOT_LEN: u64 = 89 * MIB;
 
 /// Text that does not compress to nothing.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {

@@ -1,0 +1,254 @@
+//! Power cuts: a restore is cut at every write and flush, with writes since the last flush kept,
+//! dropped or torn; the disk must not start before it is whole, and the same restore must end right.
+
+use std::fs;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use backup::hardware::Disk;
+use backup::plan::{Choices, DiskPlan, RestorePlan};
+use backup::{ByteRange, SectorSize};
+
+use super::restore;
+use super::tests::noise;
+use crate::boot_repair::variables::Variables;
+use crate::capture::capture;
+use crate::device::{Access, BlockDevice, DeviceError};
+use crate::job::error::Fault;
+use crate::job::fake::{Bench, FakeServer, ImageMachine, disk, point, run};
+use crate::job::platform::{Loader, Platform};
+
+const SIZE: u64 = 24 << 20;
+
+/// A disk that keeps apart what was written and what is on the medium.
+#[derive(Clone)]
+struct Medium {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+    /// Written since the last flush.
+    pending: Vec<(usize, Vec<u8>)>,
+    operations: u64,
+    /// The operation that does not happen any more.
+    cut_at: u64,
+}
+
+impl Medium {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self {
+            live: bytes.clone(),
+            durable: bytes,
+            pending: Vec::new(),
+            operations: 0,
+            cut_at: u64::MAX,
+        }
+    }
+
+    fn operation(&mut self) -> io::Result<()> {
+        if self.operations >= self.cut_at {
+            return Err(io::Error::other("power cut"));
+        }
+        self.operations += 1;
+        Ok(())
+    }
+
+    /// What is found after the cut: of what was not flushed, each sector is there or not.
+    fn after_cut(&self, seed: u64) -> Self {
+        let mut bytes = self.durable.clone();
+        let mut coin = 0;
+        let sectors = self
+            .pending
+            .iter()
+            .map(|(_, bytes)| bytes.len().div_ceil(512))
+            .sum::<usize>();
+        let coins = noise(seed, sectors);
+        for (at, written) in &self.pending {
+            for (number, sector) in written.chunks(512).enumerate() {
+                // Seeds 0 and 1 are the extremes: all lost, all there.
+                if seed == 1 || seed > 1 && coins[coin] & 1 == 1 {
+                    let at = at + number * 512;
+                    bytes[at..at + sector.len()].copy_from_slice(sector);
+                }
+                coin += 1;
+            }
+        }
+        Self::new(bytes)
+    }
+
+    fn starts(&self) -> bool {
+        self.durable[510..512] == [0x55, 0xaa]
+    }
+}
+
+struct CrashDisk(Arc<Mutex<Medium>>);
+
+impl BlockDevice for CrashDisk {
+    fn name(&self) -> &str {
+        "crash disk"
+    }
+
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn sector(&self) -> SectorSize {
+        SectorSize::S512
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let medium = self.0.lock().unwrap();
+        if medium.operations >= medium.cut_at {
+            return Err(io::Error::other("power cut"));
+        }
+        let at = offset as usize;
+        buffer.copy_from_slice(&medium.live[at..at + buffer.len()]);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut medium = self.0.lock().unwrap();
+        medium.operation()?;
+        let at = offset as usize;
+        medium.live[at..at + bytes.len()].copy_from_slice(bytes);
+        medium.pending.push((at, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn zero(&self, range: ByteRange) -> io::Result<()> {
+        self.write_at(range.start(), &vec![0; range.len() as usize])
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let mut medium = self.0.lock().unwrap();
+        medium.operation()?;
+        for (at, bytes) in std::mem::take(&mut medium.pending) {
+            medium.durable[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+}
+
+struct CrashMachine(Arc<Mutex<Medium>>);
+
+impl Platform for CrashMachine {
+    fn open(&self, _: &Disk, _: Access) -> Result<Box<dyn BlockDevice>, DeviceError> {
+        Ok(Box::new(CrashDisk(Arc::clone(&self.0))))
+    }
+
+    fn check_tools(&self, _: &RestorePlan) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn finish_volumes(&self, _: &DiskPlan, _: &[Loader]) -> Result<Vec<String>, Fault> {
+        Ok(Vec::new())
+    }
+
+    fn reread_table(&self, _: &Disk) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn variables(&self) -> Option<&dyn Variables> {
+        None
+    }
+}
+
+/// A captured disk: BIOS boot partition and ext4, with enough chunks for several batches.
+fn server() -> &'static FakeServer {
+    static SERVER: OnceLock<FakeServer> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("source");
+        fs::write(&image, vec![0; SIZE as usize]).unwrap();
+        let path = image.to_str().unwrap();
+        let table = "label: gpt\\nfirst-lba: 34\\nstart=34, size=2014, type=21686148-6449-6E6F-744E-656564454649\\nstart=2048, type=linux";
+        run("sh", &["-c", &format!("printf '{table}\\n' | sfdisk -q {path}")]);
+        let tree = folder.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        for number in 0..12u64 {
+            fs::write(tree.join(number.to_string()), noise(number + 1, 1_300_000)).unwrap();
+        }
+        let tree = tree.to_str().unwrap();
+        run("mke2fs", &["-q", "-t", "ext4", "-d", tree, "-E", "offset=1048576", path, "22M"]);
+        let mut bytes = fs::read(&image).unwrap();
+        bytes[..440].copy_from_slice(&noise(70, 440));
+        // The BIOS boot partition, also where the marker will be.
+        bytes[34 * 512..1 << 20].copy_from_slice(&noise(71, (1 << 20) - 34 * 512));
+        fs::write(&image, bytes).unwrap();
+        let bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", SIZE)]);
+        capture(&bench.engine(), &point("rp-1")).unwrap();
+        bench.server
+    })
+}
+
+/// Restores to the medium, cut at an operation; returns the medium and how many chunks were fetched.
+fn restore_to(mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
+    medium.cut_at = cut_at;
+    let medium = Arc::new(Mutex::new(medium));
+    let bench = Bench::new(
+        CrashMachine(Arc::clone(&medium)),
+        vec![disk("target", SIZE)],
+    );
+    let server = server();
+    let before = server.fetched.load(Ordering::Relaxed);
+    let mut engine = bench.engine();
+    engine.server = server;
+    let ended = restore(&engine, &point("rp-1"), &Choices::default()).is_ok();
+    let fetched = server.fetched.load(Ordering::Relaxed) - before;
+    let medium = medium.lock().unwrap().clone();
+    (medium, fetched, ended)
+}
+
+fn old_disk() -> Medium {
+    let mut old = noise(40, SIZE as usize);
+    old[510..512].copy_from_slice(&[0, 0]);
+    Medium::new(old)
+}
+
+#[test]
+fn cut_at_every_write_the_disk_never_starts_half_and_the_restore_goes_on() {
+    let (whole, all, ended) = restore_to(old_disk(), u64::MAX);
+    assert!(ended && whole.starts() && whole.live == whole.durable);
+    let mut resumed_with_less = 0;
+    for cut in 0..whole.operations {
+        for seed in [0, 1, cut + 2] {
+            let (medium, _, ended) = restore_to(old_disk(), cut);
+            assert!(!ended, "cut at {cut}");
+            let found = medium.after_cut(seed);
+            assert!(
+                !found.starts() || found.durable == whole.durable,
+                "cut at {cut}, seed {seed}: half"
+            );
+
+            // Cut a second time, at a place that is different each time, then left alone.
+            let again = (cut * 7 + seed * 3) % whole.operations;
+            let (medium, _, _) = restore_to(found, again);
+            let found = medium.after_cut(seed + 1);
+            assert!(
+                !found.starts() || found.durable == whole.durable,
+                "second cut at {again}: half"
+            );
+            let (medium, fetched, ended) = restore_to(found, u64::MAX);
+            assert!(
+                ended && medium.durable == whole.durable,
+                "cut at {cut}, seed {seed}"
+            );
+            resumed_with_less += u64::from(fetched < all);
+        }
+    }
+    assert!(
+        resumed_with_less > whole.operations,
+        "{resumed_with_less} of {}",
+        3 * whole.operations
+    );
+}
+
+#[test]
+fn an_interrupted_restore_fetches_only_what_is_not_there() {
+    let (whole, all, _) = restore_to(old_disk(), u64::MAX);
+    // Late: the data is there, the table is not.
+    let (medium, _, _) = restore_to(old_disk(), whole.operations - 4);
+    let (medium, fetched, ended) = restore_to(medium.after_cut(1), u64::MAX);
+    assert!(ended && medium.durable == whole.durable);
+    // Pieces with parts that are written last are always fetched again.
+    assert!(fetched * 3 < all, "{fetched} of {all}");
+}
