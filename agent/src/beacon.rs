@@ -26,8 +26,12 @@ const LEAST: Duration = Duration::from_millis(500);
 const MOST: Duration = Duration::from_secs(60);
 /// Waits after beacons that were not answered.
 const BACK_OFF_MS: [u64; 5] = [250, 500, 1000, 2000, 5000];
-/// How often the hardware is looked at for something new, and how long.
+/// How often the hardware is looked at for something new: often while drivers find it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The same later, when only a person can change it.
+const LOOK_LATER: Duration = Duration::from_secs(5);
+/// How long drivers are given to find everything.
+const SETTLING: Duration = Duration::from_secs(30);
 
 /// What is random at each boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,8 +174,10 @@ impl Station {
     /// Sends a beacon whenever the hardware has changed: drivers may find disks while the server
     /// holds the last one.
     pub(crate) fn watch_hardware(&self) -> ! {
+        let began = Instant::now();
         loop {
-            std::thread::sleep(LOOK_EVERY);
+            let early = began.elapsed() < SETTLING;
+            std::thread::sleep(if early { LOOK_EVERY } else { LOOK_LATER });
             let inventory = self.roots.inventory();
             let changed = self
                 .now()
@@ -185,19 +191,18 @@ impl Station {
     }
 
     fn explain(&self, error: &RequestError) {
-        match error {
-            // The client speaks of outages itself.
-            RequestError::Unreachable { .. } => screen::update(|view| {
-                view.state = "The server does not answer; trying again".to_owned();
-            }),
+        let trouble = match error {
+            // The client speaks of outages in the log.
+            RequestError::Unreachable { .. } => {
+                "The server does not answer; trying again".to_owned()
+            }
             error => {
                 let text = chain(error);
                 log::error!("the beacon was not accepted: {text}; trying again");
-                screen::update(|view| {
-                    view.state = format!("The server refused this machine: {text}")
-                });
+                format!("The server refused this machine: {text}")
             }
-        }
+        };
+        screen::update(|view| view.trouble = Some(trouble));
     }
 
     fn beacon(&self, inventory: Inventory) -> Beacon {
@@ -218,12 +223,10 @@ impl Station {
     /// Sends one; returns how long to wait until the next.
     fn send(&self, inventory: Inventory) -> Result<Duration, RequestError> {
         let beacon = self.beacon(inventory);
+        // Before the answer, which the server may hold: what is new meanwhile is a difference to this.
+        self.now().told = Some(beacon.inventory.clone());
         let reply: BeaconReply = self.server.post_json(api::BEACON, &beacon)?;
-        let first = {
-            let mut now = self.now();
-            now.told = Some(beacon.inventory);
-            now.link_at.take().map(|_| beacon.since_link_ms)
-        };
+        let first = self.now().link_at.take().map(|_| beacon.since_link_ms);
         if let Some(since_link) = first {
             log::info!(
                 "beacon accepted by {} as {}, {} ms after link",
@@ -248,6 +251,7 @@ impl Station {
         let now = self.now();
         screen::update(|view| {
             view.machine = Some(name.to_owned());
+            view.trouble = None;
             if now.state == AgentState::Waiting {
                 view.state = WAITING.to_owned();
             }

@@ -23,6 +23,8 @@ pub(crate) struct View {
     pub(crate) state: String,
     /// How far it is.
     pub(crate) progress: Option<Progress>,
+    /// What keeps it from going on, while something does.
+    pub(crate) trouble: Option<String>,
 }
 
 impl View {
@@ -40,9 +42,10 @@ impl View {
             format!(" Pairing code  {first} {last}"),
             String::new(),
             format!(" {}", self.state),
-            match &self.progress {
-                Some(progress) => format!(" {progress}"),
-                None => String::new(),
+            match (&self.trouble, &self.progress) {
+                (Some(trouble), _) => format!(" {trouble}"),
+                (None, Some(progress)) => format!(" {progress}"),
+                (None, None) => String::new(),
             },
         ]
     }

@@ -11,7 +11,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -123,13 +122,13 @@ pub(crate) fn load_alias(alias: &str) -> Result<(), LoadError> {
     result
 }
 
-/// Whether every device that was found has been given its modules once.
-static SETTLED: AtomicBool = AtomicBool::new(false);
+/// When every device that was found had been given its modules once.
+static SETTLED: OnceLock<Instant> = OnceLock::new();
 
-/// Whether the first search for devices is over, so that a disk that is missing now is late, not
-/// waiting for its turn.
-pub(crate) fn settled() -> bool {
-    SETTLED.load(Ordering::Acquire)
+/// How long ago the first search for devices ended: a disk that is missing is late from then on, not
+/// waiting for its turn. `None` while the search goes on.
+pub(crate) fn settled_for() -> Option<Duration> {
+    SETTLED.get().map(Instant::elapsed)
 }
 
 /// Loads drivers for every device, then goes on looking for new ones. Never returns.
@@ -144,9 +143,10 @@ pub(crate) fn watch(sysfs: &Path) -> ! {
                 load_listed(&list);
                 continue;
             }
-            if !SETTLED.swap(true, Ordering::AcqRel) {
+            SETTLED.get_or_init(|| {
                 log::debug!("devices searched in {} ms", began.elapsed().as_millis());
-            }
+                Instant::now()
+            });
             // A stick or a dock that is plugged in later is found too, at leisure.
             let often = began.elapsed() < SETTLING;
             std::thread::sleep(Duration::from_millis(if often { 200 } else { 3000 }));
@@ -195,13 +195,21 @@ fn load_listed(list: &Path) {
     }
 }
 
-/// The devices that a restore could need and that have no driver, for people.
+/// The devices that a restore could need and that have no driver, for people. While drivers are being
+/// loaded, only those that nothing in this environment serves.
 pub(crate) fn without_driver(sysfs: &Path) -> Vec<String> {
+    let settled = settled_for().is_some();
     let mut names: Vec<String> = scan::devices(sysfs)
         .iter()
         .filter(|device| !device.bound)
-        .filter(|device| modules().aliases.modules(&device.modalias).is_empty())
-        .filter_map(|device| scan::describe(&device.modalias))
+        .filter_map(|device| {
+            let name = scan::describe(&device.modalias)?;
+            match modules().aliases.modules(&device.modalias)[..] {
+                [] => Some(name),
+                [module, ..] if settled => Some(format!("{name}: {module} does not drive it")),
+                _ => None,
+            }
+        })
         .collect();
     names.sort();
     names.dedup();

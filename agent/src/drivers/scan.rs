@@ -111,8 +111,11 @@ pub(crate) fn describe(modalias: &str) -> Option<String> {
     match bus {
         // v0000VVVVd0000DDDD…
         "pci" => Some(format!("PCI {}:{} ({word})", id(5, 9)?, id(14, 18)?)),
-        // vVVVVpPPPP…; hubs, keyboards and the like do not matter here.
-        "usb" if word != "USB device" => Some(format!("USB {}:{} ({word})", id(1, 5)?, id(6, 10)?)),
+        // vVVVVpPPPP…; hubs, keyboards and the like do not matter here, and a class of the vendor's own
+        // (FF) may be anything.
+        "usb" if word != "USB device" && field(rest, "ic") != Some("FF") => {
+            Some(format!("USB {}:{} ({word})", id(1, 5)?, id(6, 10)?))
+        }
         "virtio" => Some(format!(
             "virtio {} ({word})",
             id(1, 9)?.trim_start_matches('0')

@@ -20,8 +20,9 @@ use ureq::{Body, SendBody};
 
 /// How long the server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long a connection may be silent before it counts as dead. More than the server holds a beacon.
-const SILENCE: Duration = Duration::from_secs(60);
+/// How long a connection may be silent before it counts as dead: a cable that was pulled, a server
+/// that lost its power. More than the server holds a beacon.
+const SILENCE: Duration = Duration::from_secs(30);
 /// The largest JSON answer that is read, in bytes.
 const JSON_LIMIT: u64 = 32 * 1024 * 1024;
 /// Idle connections kept for reuse.
@@ -147,15 +148,6 @@ impl Server {
         &self.base
     }
 
-    /// GET, JSON back.
-    ///
-    /// # Errors
-    /// [`RequestError`].
-    pub(crate) fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, RequestError> {
-        let bytes = self.get_bytes(path, JSON_LIMIT)?;
-        from_json(&format!("GET {path}"), &bytes)
-    }
-
     /// POST of JSON, JSON back.
     ///
     /// # Errors
@@ -203,57 +195,6 @@ impl Server {
     pub(crate) fn put_bytes(&self, path: &str, body: &[u8]) -> Result<(), RequestError> {
         self.exchange(&Method::PUT, path, OCTETS, body, JSON_LIMIT)?;
         Ok(())
-    }
-
-    /// PUT of `len` bytes that `open` reads from their beginning, once for each try.
-    ///
-    /// # Errors
-    /// [`RequestError`].
-    pub(crate) fn put_stream<R: Read>(
-        &self,
-        path: &str,
-        len: u64,
-        mut open: impl FnMut() -> io::Result<R>,
-    ) -> Result<(), RequestError> {
-        let request = format!("PUT {path}");
-        self.insist(&request, || {
-            let mut reader = open().map_err(|source| RequestError::Body {
-                request: request.clone(),
-                source,
-            })?;
-            let body = SendBody::from_reader(&mut reader);
-            let head = self
-                .head(&Method::PUT, path, OCTETS)
-                .header("content-length", len);
-            let mut answer = self.send(&request, head, body)?;
-            read_all(answer.body_mut().as_reader(), JSON_LIMIT)
-                .map_err(|error| self.unreachable(&request, &error))?;
-            Ok(())
-        })
-    }
-
-    /// GET or POST whose answer is read by `consume` while it arrives. A read error makes the whole
-    /// request start again, so `consume` is called once for each try.
-    ///
-    /// # Errors
-    /// [`RequestError`].
-    pub(crate) fn fetch_stream<T>(
-        &self,
-        path: &str,
-        body: Option<&[u8]>,
-        mut consume: impl FnMut(&mut dyn Read) -> io::Result<T>,
-    ) -> Result<T, RequestError> {
-        let method = if body.is_some() {
-            Method::POST
-        } else {
-            Method::GET
-        };
-        let request = format!("{method} {path}");
-        self.insist(&request, || {
-            let mut answer = self.once(&request, &method, path, OCTETS, body.unwrap_or(&[]))?;
-            consume(&mut answer.body_mut().as_reader())
-                .map_err(|error| self.unreachable(&request, &error))
-        })
     }
 
     fn exchange(

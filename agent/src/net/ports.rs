@@ -27,11 +27,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// What happens on a port.
 #[derive(Debug)]
 pub(crate) enum PortEvent {
-    /// It has link.
-    Link {
-        /// Which port.
-        name: String,
-    },
+    /// A port has link.
+    Link,
     /// It has an address, and routes.
     Ready {
         /// Which port.
@@ -65,7 +62,7 @@ pub(crate) fn run(card: &Card, seed: u64, sysfs: &Path, events: &SyncSender<Port
             break;
         };
         log::info!("{name} has link ({})", card.mac);
-        tell(PortEvent::Link { name: name.into() });
+        tell(PortEvent::Link);
         if let Err(error) = keep_lease(card, seed, sysfs, link_at, &tell) {
             log::warn!("DHCP on {name}: {error}; trying again");
             std::thread::sleep(Duration::from_secs(1));

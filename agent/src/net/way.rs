@@ -146,7 +146,7 @@ impl Finder<'_> {
         let mut wait = wait;
         loop {
             match events.recv_timeout(wait) {
-                Ok(PortEvent::Link { .. }) => linked = true,
+                Ok(PortEvent::Link) => linked = true,
                 Ok(PortEvent::Ready {
                     name,
                     lease,

@@ -18,8 +18,11 @@ use crate::net::way::{self, Search, Way};
 use crate::screen;
 use crate::sys::reboot::{Ending, end};
 
-/// How long disks that appear late are waited for, from when every driver was loaded.
+/// How long disks that appear late are waited for, when there is none, from when every driver was
+/// loaded.
 const LATE_DISKS: Duration = Duration::from_secs(10);
+/// How long after every driver was loaded a disk can no longer be late.
+const SETTLED: Duration = Duration::from_secs(3);
 /// How long no new disk may appear before a job begins.
 const QUIET_DISKS: Duration = Duration::from_millis(600);
 
@@ -116,14 +119,15 @@ fn take(job: &Job, server: &Server, station: &Station, roots: &Roots) {
 }
 
 /// Disks behind slow controllers appear some time after their driver: waits until nothing new came
-/// for a while, which a machine that has been waiting for work has behind it.
+/// for a while. A machine that has been waiting for work has that behind it.
 fn wait_for_disks(roots: &Roots) {
     let began = Instant::now();
     let mut known = crate::hardware::disks::disks(&roots.sysfs).len();
-    let mut since = Instant::now();
+    let mut since = began;
     while began.elapsed() < LATE_DISKS {
-        let quiet = since.elapsed() >= QUIET_DISKS;
-        if crate::drivers::settled() && quiet && known > 0 {
+        let settled = crate::drivers::settled_for();
+        let quiet = since.elapsed() >= QUIET_DISKS || settled > Some(SETTLED);
+        if settled.is_some() && quiet && known > 0 {
             return;
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -145,7 +145,13 @@ fn describe(status: ExitStatus) -> String {
 }
 
 fn start(after: Option<&str>) -> Option<Pid> {
-    let mut command = Command::new("/proc/self/exe");
+    // Without /proc there is still the file that the kernel started.
+    let own = std::path::Path::new("/proc/self/exe");
+    let mut command = Command::new(if own.exists() {
+        own
+    } else {
+        std::path::Path::new("/init")
+    });
     command.arg("environment");
     if let Some(after) = after {
         command.args([AFTER, after]);
