@@ -117,6 +117,10 @@ pub(crate) fn copy_in_garbage(source: &Path, target: &Path, size: u64, ranges: &
     }
 }
 
+#[allow(
+    dead_code,
+    reason = "each test binary compiles this module and uses a part of it"
+)]
 /// Asserts that ranges are in order, apart, not empty and inside a volume.
 pub(crate) fn assert_in_order_inside(ranges: &[ByteRange], size: u64) {
     for pair in ranges.windows(2) {
