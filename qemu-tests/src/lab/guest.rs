@@ -390,8 +390,9 @@ fn arguments(
     }
     if let Some(card) = &config.network {
         let mac = card.mac.map(|octet| format!("{octet:02x}")).join(":");
-        // Without its ROM the card is driven by OVMF's own network stack.
-        let rom = if matches!(config.firmware, Firmware::Uefi { .. }) {
+        // Without its ROM a virtio card is driven by OVMF's own network stack. OVMF has no driver for others.
+        let own_driver = card.model.starts_with("virtio-net");
+        let rom = if own_driver && matches!(config.firmware, Firmware::Uefi { .. }) {
             ",romfile="
         } else {
             ""
