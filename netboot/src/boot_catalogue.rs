@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::dhcp::loaders::loader_names;
+use crate::dhcp::boot_table::loader_names;
 
 /// Folders are read this deep.
 const MAX_DEPTH: usize = 4;
@@ -89,11 +89,6 @@ impl BootCatalogue {
     /// Whether there is such a file, as far as the table knows.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.lock().files.contains_key(name)
-    }
-
-    /// How many files there are.
-    pub(crate) fn len(&self) -> usize {
-        self.lock().files.len()
     }
 
     /// The file of a name as a client wrote it: `\` is `/`, empty parts do not count.

@@ -2,7 +2,7 @@
 //!
 //! Pure functions: the caller looks the machine up and sends the text.
 //!
-//! Not here: which loader a firmware gets (`dhcp::loaders`), the routes (`http::boot_files`), what
+//! Not here: which loader a firmware gets (`dhcp::boot_table`), the routes (`http::boot_files`), what
 //! counts as work for a machine (whoever implements [`MachineDirectory`]).
 
 use std::fmt::Write;
@@ -38,15 +38,6 @@ pub(crate) enum MachineState {
 pub(crate) trait MachineDirectory: Send + Sync {
     /// What is known of the machine with this card or this SMBIOS UUID.
     fn boot_state(&self, mac: MacAddress, uuid: Option<Uuid>) -> MachineState;
-}
-
-/// A directory in which nobody is known.
-pub(crate) struct EmptyDirectory;
-
-impl MachineDirectory for EmptyDirectory {
-    fn boot_state(&self, _mac: MacAddress, _uuid: Option<Uuid>) -> MachineState {
-        MachineState::Unknown
-    }
 }
 
 /// What a machine that is not known gets (`boot.unknown_machines`).

@@ -1,6 +1,5 @@
 //! The server on loopback ports, asked by clients that nobody here wrote, and by a relay.
 
-#[expect(dead_code, reason = "each test file uses a part of it")]
 mod server;
 
 use std::{

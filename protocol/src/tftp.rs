@@ -68,6 +68,9 @@ impl ErrorCode {
     }
 }
 
+/// Option names and values as they stand in a packet.
+pub type RawOptions<'a> = Vec<(&'a [u8], &'a [u8])>;
+
 /// A request to read or write, names and values as they came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request<'a> {
@@ -76,7 +79,7 @@ pub struct Request<'a> {
     /// `octet`, `netascii`, in any letter case.
     pub mode: &'a [u8],
     /// Option names and values in the client's order.
-    pub options: Vec<(&'a [u8], &'a [u8])>,
+    pub options: RawOptions<'a>,
 }
 
 impl Request<'_> {
@@ -127,7 +130,7 @@ pub enum Packet<'a> {
     /// OACK.
     OptionAcknowledge {
         /// Names and values.
-        options: Vec<(&'a [u8], &'a [u8])>,
+        options: RawOptions<'a>,
     },
 }
 
@@ -238,7 +241,7 @@ fn parse_request(body: &[u8]) -> Result<Request<'_>, ParseError> {
     })
 }
 
-fn parse_options(mut rest: &[u8]) -> Result<Vec<(&[u8], &[u8])>, ParseError> {
+fn parse_options(mut rest: &[u8]) -> Result<RawOptions<'_>, ParseError> {
     let mut options = Vec::new();
     // Some ROMs pad requests with zeros: an empty name ends the list.
     while rest.first().is_some_and(|&byte| byte != 0) {

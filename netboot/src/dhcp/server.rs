@@ -19,8 +19,8 @@ use protocol::dhcp::{
 };
 
 use super::{
+    boot_table::{FirstFile, first_file},
     lease::{Lease, LeaseState, LeaseTable, UnixSeconds},
-    loaders::{FirstFile, first_file},
 };
 use crate::boot_policy::{Platform, script_url};
 

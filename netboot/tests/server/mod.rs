@@ -10,15 +10,15 @@ use std::{
 use tempfile::TempDir;
 
 /// The program under test.
-pub const NETBOOT: &str = env!("CARGO_BIN_EXE_netboot");
+pub(crate) const NETBOOT: &str = env!("CARGO_BIN_EXE_netboot");
 
 /// A data directory and a boot folder.
-pub struct Folders {
+pub(crate) struct Folders {
     folder: TempDir,
 }
 
 impl Folders {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for name in ["data", "boot"] {
             fs::create_dir(folder.path().join(name)).expect("a folder in it");
@@ -26,20 +26,20 @@ impl Folders {
         Self { folder }
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
-    pub fn boot(&self) -> PathBuf {
+    pub(crate) fn boot(&self) -> PathBuf {
         self.folder.path().join("boot")
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Puts a file with recognisable bytes into the boot folder.
-    pub fn add_boot_file(&self, name: &str, len: usize) -> Vec<u8> {
+    pub(crate) fn add_boot_file(&self, name: &str, len: usize) -> Vec<u8> {
         let bytes: Vec<u8> = (0..len)
             .map(|at| (at % 251) as u8 ^ (at / 251) as u8)
             .collect();
@@ -48,7 +48,7 @@ impl Folders {
     }
 
     /// Writes a configuration for free ports of the loopback interface, and what comes behind it.
-    pub fn write_config(&self, ports: [u16; 3], more: &str) -> PathBuf {
+    pub(crate) fn write_config(&self, ports: [u16; 3], more: &str) -> PathBuf {
         let [dhcp, tftp, http] = ports;
         let text = format!(
             "data_dir = {:?}\nboot_files = {:?}\n[network]\nlisten = \"127.0.0.1\"\n\
@@ -65,23 +65,23 @@ impl Folders {
 }
 
 /// A server that serves. It is killed when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub dhcp: u16,
-    pub tftp: u16,
-    pub http: u16,
+    pub(crate) dhcp: u16,
+    pub(crate) tftp: u16,
+    pub(crate) http: u16,
 }
 
 impl Server {
     /// Starts it on a configuration and waits until it says that it serves.
-    pub fn start(config: &Path) -> Self {
+    pub(crate) fn start(config: &Path) -> Self {
         let mut command = Command::new(NETBOOT);
         command.args(["serve", "--config"]).arg(config);
         Self::start_command(command)
     }
 
     /// The same for any command that becomes a server.
-    pub fn start_command(mut command: Command) -> Self {
+    pub(crate) fn start_command(mut command: Command) -> Self {
         let mut child = command
             .stderr(Stdio::piped())
             .spawn()
@@ -115,7 +115,7 @@ impl Server {
     }
 
     /// Asks it to end as a service manager does, and returns its exit code.
-    pub fn stop(mut self) -> Option<i32> {
+    pub(crate) fn stop(mut self) -> Option<i32> {
         let id = self.child.id().to_string();
         let sent = Command::new("kill")
             .args(["-TERM", &id])
@@ -135,7 +135,7 @@ impl Drop for Server {
 }
 
 /// Whether a program can be run at all; tests of it say why they skip.
-pub fn has_program(name: &str) -> bool {
+pub(crate) fn has_program(name: &str) -> bool {
     let found = std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path)
             .chain(["/usr/sbin".into(), "/sbin".into()])
