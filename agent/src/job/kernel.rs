@@ -143,7 +143,7 @@ fn check_identity(expected: &Disk) -> Result<(), DeviceError> {
 }
 
 /// Opens a disk. For a moment after a tool has ended, the kernel may still hold it.
-fn open_exclusively(name: &str, access: Access) -> Result<Device, DeviceError> {
+pub(crate) fn open_exclusively(name: &str, access: Access) -> Result<Device, DeviceError> {
     let path = Path::new("/dev").join(name);
     let began = Instant::now();
     loop {

@@ -19,7 +19,7 @@ use server::{ChunkServer, HttpChunkServer};
 use tracker::Tracker;
 
 pub(crate) mod error;
-mod kernel;
+pub(crate) mod kernel;
 pub(crate) mod platform;
 pub(crate) mod server;
 pub(crate) mod tracker;

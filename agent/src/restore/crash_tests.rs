@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use backup::hardware::Disk;
@@ -180,7 +179,7 @@ fn server() -> &'static FakeServer {
     })
 }
 
-/// Restores to the medium, cut at an operation; returns the medium and how many chunks were fetched.
+/// Restores to the medium, cut at an operation; returns the medium and how many bytes were fetched.
 fn restore_to(mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
     medium.cut_at = cut_at;
     let medium = Arc::new(Mutex::new(medium));
@@ -189,11 +188,10 @@ fn restore_to(mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
         vec![disk("target", SIZE)],
     );
     let server = server();
-    let before = server.fetched.load(Ordering::Relaxed);
     let mut engine = bench.engine();
     engine.server = server;
     let ended = restore(&engine, &point("rp-1"), &Choices::default()).is_ok();
-    let fetched = server.fetched.load(Ordering::Relaxed) - before;
+    let fetched = engine.tracker.network_bytes();
     let medium = medium.lock().unwrap().clone();
     (medium, fetched, ended)
 }

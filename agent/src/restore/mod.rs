@@ -36,6 +36,8 @@ mod write;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod loop_tests;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use compare::is_zero;
@@ -369,14 +371,17 @@ fn invalidate(
     let device = target.device.as_ref();
     let place = marker::place(device.size());
     let spared = if known { place } else { None };
-    for range in plan.invalidate.iter().chain(&target.last) {
-        for part in work::without(*range, spared) {
-            device
-                .zero(part)
-                .map_err(io_error("zeroing", device, part))?;
+    // Two steps: what starts the disk is gone before anything else of it is.
+    for ranges in [&plan.invalidate, &target.last] {
+        for range in ranges {
+            for part in work::without(*range, spared) {
+                device
+                    .zero(part)
+                    .map_err(io_error("zeroing", device, part))?;
+            }
         }
+        flush(target)?;
     }
-    flush(target)?;
     if let (Some(place), false) = (place, known) {
         let bytes = marker::encode(restore_point, digest_of(plan)?);
         device

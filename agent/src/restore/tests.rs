@@ -5,11 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use backup::hardware::FirmwareKind;
 use backup::plan::Choices;
 
 use super::restore;
 use crate::capture::capture;
-use crate::job::fake::{Bench, ImageMachine, disk, point, run};
+use crate::job::fake::{Bench, ImageMachine, MemoryVariables, disk, point, run};
 
 const MIB: u64 = 1 << 20;
 const SOURCE: u64 = 128 * MIB;
@@ -343,4 +344,78 @@ fn a_job_taken_back_ends_before_it_writes() {
     let error = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap_err();
     assert_eq!(error.code, "cancelled");
     assert!(before == fs::read(&target).unwrap());
+}
+
+#[test]
+fn uefi_entries_are_captured_and_come_back_once_however_often_it_is_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    make_source(folder.path());
+    let mut machine = ImageMachine::new(folder.path());
+    machine.variables = Some(MemoryVariables::default());
+    let mut bench = Bench::new(machine, vec![disk("source", SOURCE)]);
+    bench.inventory.firmware = FirmwareKind::Uefi;
+    let values = &bench.platform.variables.as_ref().unwrap().values;
+    // Boot0001 is the network's, of a card; Boot0002 names the source's ESP by its GUID.
+    let network = vec![1, 0, 0, 0, 4, 0, b'N', 0, 0, 0, 0x7f, 0xff, 4, 0];
+    let said = run(
+        "sfdisk",
+        &[
+            "--part-uuid",
+            folder.path().join("source").to_str().unwrap(),
+            "2",
+        ],
+    );
+    let guid: uuid::Uuid = said.trim().parse().unwrap();
+    let mut entry = vec![1, 0, 0, 0, 98, 0, b'd', 0, 0, 0, 4, 1, 42, 0, 2, 0, 0, 0];
+    entry.extend(4096u64.to_le_bytes());
+    entry.extend(73728u64.to_le_bytes());
+    entry.extend(guid.to_bytes_le());
+    entry.extend([2, 2, 4, 4, 52, 0]);
+    entry.extend(
+        "\\EFI\\debian\\grubx64.efi\0"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes),
+    );
+    entry.extend([0x7f, 0xff, 4, 0]);
+    values.lock().unwrap().extend([
+        ("Boot0001".to_owned(), network.clone()),
+        ("Boot0002".to_owned(), entry.clone()),
+        ("BootOrder".to_owned(), vec![2, 0, 1, 0]),
+        ("BootCurrent".to_owned(), vec![1, 0]),
+    ]);
+    capture(&bench.engine(), &point("rp-1")).unwrap();
+
+    // The bare machine knows the network only, under the number that the entry had.
+    *values.lock().unwrap() = [
+        ("Boot0002".to_owned(), network.clone()),
+        ("BootOrder".to_owned(), vec![2, 0]),
+        ("BootCurrent".to_owned(), vec![2, 0]),
+    ]
+    .into();
+    make_target(folder.path(), "target", SOURCE);
+    bench.inventory.disks = vec![disk("target", SOURCE)];
+    for round in ["are set", "were there already"] {
+        let summary = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap();
+        let line = format!("Firmware boot entries Boot0000 \"d\" {round}.");
+        assert!(summary.contains(&line), "{summary:?}");
+    }
+    let expected = [
+        ("Boot0000".to_owned(), entry),
+        ("Boot0002".to_owned(), network),
+        ("BootCurrent".to_owned(), vec![2, 0]),
+        ("BootOrder".to_owned(), vec![2, 0, 0, 0]),
+    ];
+    assert_eq!(*values.lock().unwrap(), expected.into());
+}
+
+#[test]
+fn reading_everything_again_finds_nothing_wrong_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = captured(folder.path());
+    let target = make_target(folder.path(), "target", SOURCE);
+    bench.inventory.disks = vec![disk("target", SOURCE)];
+    let mut engine = bench.engine();
+    engine.read_back = true;
+    restore(&engine, &point("rp-1"), &Choices::default()).unwrap();
+    check_root(folder.path(), &target, ROOT_LEN);
 }
