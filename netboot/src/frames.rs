@@ -16,9 +16,6 @@ use smoltcp::{
     },
 };
 
-/// All nodes on the link, RFC 4291 §2.7.1.
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-
 /// A UDP packet in an IPv4 packet in a frame to one card.
 pub(crate) fn udp_frame(
     from_mac: MacAddress,
@@ -55,7 +52,8 @@ pub(crate) fn udp_frame(
 }
 
 /// The smallest router advertisement (RFC 4861 §4.2): lifetime 0, "I am no default router", and
-/// no options. It goes to one card only, so no other machine on the link hears it.
+/// no options. It goes to one card only, so no other machine on the link hears it, and to the
+/// address that iPXE makes of its card: one for all nodes in a frame for one is dropped by iPXE.
 pub(crate) fn router_advertisement(from_mac: MacAddress, to_mac: MacAddress) -> Vec<u8> {
     let advertisement = Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert {
         hop_limit: 0,
@@ -69,7 +67,7 @@ pub(crate) fn router_advertisement(from_mac: MacAddress, to_mac: MacAddress) -> 
     });
     let ip = Ipv6Repr {
         src_addr: link_local(from_mac),
-        dst_addr: ALL_NODES,
+        dst_addr: link_local(to_mac),
         next_header: IpProtocol::Icmpv6,
         payload_len: advertisement.buffer_len(),
         // RFC 4861 §6.1.2: anything less was forwarded and is ignored.
@@ -162,6 +160,7 @@ mod tests {
         let ip = Ipv6Packet::new_checked(ethernet.payload()).expect("an IPv6 packet");
         assert_eq!(ip.hop_limit(), 255);
         assert_eq!(ip.src_addr().to_string(), "fe80::5054:ff:fe00:1");
+        assert_eq!(ip.dst_addr().to_string(), "fe80::5054:ff:fe00:2");
         assert_eq!(ip.payload().len(), 16);
         let icmp = Icmpv6Packet::new_checked(ip.payload()).expect("an ICMPv6 packet");
         assert!(icmp.verify_checksum(&ip.src_addr(), &ip.dst_addr()));
