@@ -81,8 +81,13 @@ impl Udhcpc {
         applets.is_ok_and(|list| list.lines().any(|name| name == "udhcpc"))
     }
 
-    /// Starts the client; its script and log are made in `folder`.
-    pub(crate) fn start(place: &Place, folder: &Path) -> Result<Self, UdhcpcError> {
+    /// Starts the client; its script and log are made in `folder`. One that asks for broadcast sets that
+    /// flag in its requests.
+    pub(crate) fn start(
+        place: &Place,
+        folder: &Path,
+        asks_for_broadcast: bool,
+    ) -> Result<Self, UdhcpcError> {
         let start = || -> io::Result<Child> {
             fs::create_dir_all(folder)?;
             let script = folder.join("script");
@@ -93,6 +98,7 @@ impl Udhcpc {
                 .command("busybox")
                 // In the foreground, release when told to end, three tries two seconds apart.
                 .args(["udhcpc", "-f", "-R", "-t", "3", "-T", "2", "-A", "2"])
+                .args(asks_for_broadcast.then_some("-B"))
                 .args(["-i", CLIENT_INTERFACE, "-s"])
                 .arg(&script)
                 .stdin(Stdio::null())

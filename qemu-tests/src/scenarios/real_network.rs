@@ -154,15 +154,15 @@ pub(super) fn udhcpc(stage: &Stage<'_>) -> anyhow::Result<()> {
     let client = Namespace::create()?;
     site.link.bridge.connect(&client)?;
     let log = stage.logs().join("udhcpc");
-    let bound = lease_once(stage, &client, &log.join("first"))?;
-    let again = lease_once(stage, &client, &log.join("again"))?;
+    let bound = lease_once(stage, &client, &log.join("unicast"), false)?;
+    let again = lease_once(stage, &client, &log.join("broadcast"), true)?;
     ensure!(
         bound.address == again.address,
         "the client had {}, and {} after it came back",
         bound.address,
         again.address
     );
-    stage.say("it came back and got the same address");
+    stage.say("it came back, asked for broadcasts, and got the same address");
 
     let seen = site.link.capture.finish();
     let client = seen.first().context("the capture has no DHCP")?.client;
@@ -177,12 +177,22 @@ pub(super) fn udhcpc(stage: &Stage<'_>) -> anyhow::Result<()> {
         count(OFFER) >= 2 && count(ACK) >= 4 && count(RELEASE) == 2,
         "two rounds of lease, renewal and release are not all in the capture"
     );
+    let broadcast = answers.iter().filter(|(_, reply)| reply.to.is_broadcast());
+    ensure!(
+        broadcast.count() > 0,
+        "no reply to the second client was broadcast, as it asks for"
+    );
     Ok(())
 }
 
 /// One visit: an address, its renewal, and its release.
-fn lease_once(stage: &Stage<'_>, place: &Namespace, logs: &Path) -> anyhow::Result<Event> {
-    let mut client = Udhcpc::start(place.place(), logs)?;
+fn lease_once(
+    stage: &Stage<'_>,
+    place: &Namespace,
+    logs: &Path,
+    asks_for_broadcast: bool,
+) -> anyhow::Result<Event> {
+    let mut client = Udhcpc::start(place.place(), logs, asks_for_broadcast)?;
     let bound = client.wait_for("bound", Deadline::seconds(30))?;
     ensure!(
         bound.server == BRIDGE_ADDRESS,
