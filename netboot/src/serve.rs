@@ -353,16 +353,15 @@ fn serve(config: &Config, links: &[Link], mut settings: Settings) -> Result<(), 
             }
         }
     };
+    let (stop, stopped) = server::stop_channel();
+    let mut stopping = Vec::new();
     for listener in http {
-        let task = server::serve_tcp(listener, machines.clone(), Arc::clone(&executor));
-        executor
-            .spawn(watch("the HTTP server", Box::pin(task)))
-            .detach();
+        let (router, pool) = (machines.clone(), Arc::clone(&executor));
+        let task = server::serve(listener, router, pool, stopped.clone());
+        stopping.push(executor.spawn(watch("the HTTP server", Box::pin(task))));
     }
-    let task = server::serve_unix(control, operators, Arc::clone(&executor));
-    executor
-        .spawn(watch("the control socket", Box::pin(task)))
-        .detach();
+    let task = server::serve(control, operators, Arc::clone(&executor), stopped);
+    stopping.push(executor.spawn(watch("the control socket", Box::pin(task))));
     let limits = Limits {
         block_size: config.tftp_block_size,
         window: TFTP_WINDOW,
@@ -411,12 +410,21 @@ fn serve(config: &Config, links: &[Link], mut settings: Settings) -> Result<(), 
         })?;
     }
     eprintln!("{ready}");
-    let ended = smol::block_on(executor.run(smol::future::or(wait_for(signals), async {
+    let died = async {
         match deaths.recv().await {
             Ok(error) => Err(error),
             Err(_) => Ok(()),
         }
-    })));
+    };
+    let ended = smol::block_on(executor.run(async {
+        let ended = smol::future::or(wait_for(signals), died).await;
+        // Answers that are being given are given to their end, for some seconds.
+        drop(stop);
+        for task in stopping {
+            task.await;
+        }
+        ended
+    }));
     let _ = fs::remove_file(&control_path);
     ended
 }

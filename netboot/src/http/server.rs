@@ -1,60 +1,141 @@
-//! HTTP/1.1 connections: accepts them and gives their requests to a router.
+//! HTTP/1.1 connections: accepts them, bounds them, and gives their requests to a router.
 //!
-//! Not here: what is answered.
+//! Invariant: whatever clients do, the number of connections is bounded, and none of them lasts
+//! whose client neither sends a header nor takes its answer. What is *not* here: what is answered,
+//! and how long a body may take (`answer`).
 
-use std::{io, net::TcpListener, os::unix::net::UnixListener, sync::Arc, time::Duration};
+use std::future::Future;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use axum::{Router, body::Body};
-use futures_lite::{AsyncRead, AsyncWrite};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use async_channel::{Receiver, Sender};
+use axum::Router;
+use axum::body::Body;
+use futures_lite::{AsyncRead, AsyncWrite, future};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use smol::lock::Semaphore;
 use smol::{Async, Executor, Timer};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 use tower_service::Service;
 
 use super::PeerAddress;
 
-/// How long a client may take to send a request's header.
+/// How long a client may take to send a request's header, and be idle between requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take nothing of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most connections of one listener; more wait in its backlog.
+const CONNECTIONS: usize = 4096;
+/// How long requests that are being answered may go on after the server was told to stop.
+const GRACE: Duration = Duration::from_secs(3);
 
-/// Serves machines for ever.
-pub(crate) async fn serve_tcp(
-    listener: Async<TcpListener>,
-    router: Router,
-    executor: Arc<Executor<'static>>,
-) -> io::Result<()> {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                // Answers are written whole; waiting to fill a packet only delays their end.
-                if let Err(error) = stream.get_ref().set_nodelay(true) {
-                    log::debug!("HTTP: {peer}: {error}");
-                }
-                let router = router.clone();
-                executor
-                    .spawn(connection(stream, router, Some(PeerAddress(peer))))
-                    .detach();
-            }
-            Err(error) => pause(&error).await,
-        }
+/// Stops servers when it is dropped.
+pub(crate) struct StopSender {
+    _open: Sender<()>,
+}
+
+/// Tells servers to stop.
+#[derive(Clone)]
+pub(crate) struct Stop {
+    closed: Receiver<()>,
+}
+
+/// Dropping the one stops everything that has a clone of the other.
+pub(crate) fn stop_channel() -> (StopSender, Stop) {
+    let (open, closed) = async_channel::bounded(1);
+    (StopSender { _open: open }, Stop { closed })
+}
+
+impl Stop {
+    async fn told(&self) {
+        // Nothing is ever sent: this ends when the sender is dropped.
+        let _ = self.closed.recv().await;
     }
 }
 
-/// Serves operators' commands for ever.
-pub(crate) async fn serve_unix(
-    listener: Async<UnixListener>,
+/// What connections come from.
+pub(crate) trait Accept {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<PeerAddress>)>> + Send;
+}
+
+impl Accept for Async<TcpListener> {
+    type Stream = Async<std::net::TcpStream>;
+
+    async fn next(&self) -> io::Result<(Self::Stream, Option<PeerAddress>)> {
+        let (stream, peer) = self.accept().await?;
+        // Answers are written whole; waiting to fill a packet only delays their end.
+        if let Err(error) = stream.get_ref().set_nodelay(true) {
+            log::debug!("HTTP: {peer}: {error}");
+        }
+        Ok((stream, Some(PeerAddress(peer))))
+    }
+}
+
+impl Accept for Async<UnixListener> {
+    type Stream = Async<std::os::unix::net::UnixStream>;
+
+    async fn next(&self) -> io::Result<(Self::Stream, Option<PeerAddress>)> {
+        let (stream, _) = self.accept().await?;
+        Ok((stream, None))
+    }
+}
+
+/// Serves until it is told to stop, and then until the last answer is given or some seconds are
+/// over.
+///
+/// # Errors
+/// None yet: failures to accept are logged and end nothing.
+pub(crate) async fn serve(
+    listener: impl Accept,
     router: Router,
     executor: Arc<Executor<'static>>,
+    stop: Stop,
 ) -> io::Result<()> {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let (alive, all_gone) = async_channel::bounded::<()>(1);
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                executor
-                    .spawn(connection(stream, router.clone(), None))
-                    .detach();
+        let next = async {
+            let permit = room.acquire_arc().await;
+            Some((permit, listener.next().await))
+        };
+        let told = async {
+            stop.told().await;
+            None
+        };
+        match future::or(told, next).await {
+            None => break,
+            Some((permit, Ok((stream, peer)))) => {
+                let (router, stop, alive) = (router.clone(), stop.clone(), alive.clone());
+                let task = async move {
+                    connection(stream, router, peer, stop).await;
+                    drop((permit, alive));
+                };
+                executor.spawn(task).detach();
             }
-            Err(error) => pause(&error).await,
+            Some((_, Err(error))) => pause(&error).await,
         }
     }
+    drop(alive);
+    let ended = async {
+        // Ends when the last connection dropped its sender.
+        let _ = all_gone.recv().await;
+    };
+    let grace = async {
+        Timer::after(GRACE).await;
+    };
+    future::or(ended, grace).await;
+    Ok(())
 }
 
 /// Out of file descriptors, or a client that left at once: neither ends the server.
@@ -63,7 +144,7 @@ async fn pause(error: &io::Error) {
     Timer::after(Duration::from_millis(100)).await;
 }
 
-async fn connection<S>(stream: S, router: Router, peer: Option<PeerAddress>)
+async fn connection<S>(stream: S, router: Router, peer: Option<PeerAddress>, stop: Stop)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -73,13 +154,96 @@ where
         }
         router.clone().call(request.map(Body::new))
     });
-    let served = http1::Builder::new()
-        .timer(SmolTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(FuturesIo::new(stream), service)
-        .await;
+    let stream = FuturesIo::new(Unstalled {
+        stream,
+        deadline: None,
+    });
+    let mut connection = std::pin::pin!(
+        http1::Builder::new()
+            .timer(SmolTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(stream, service)
+    );
+    let told = async {
+        stop.told().await;
+        None
+    };
+    let served = match future::or(async { Some(connection.as_mut().await) }, told).await {
+        Some(served) => served,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
     // Firmware resets connections as a matter of course.
     if let Err(error) = served {
         log::debug!("HTTP: {peer:?}: {error}");
+    }
+}
+
+/// A stream whose writes fail when the other end takes nothing for [`WRITE_TIMEOUT`].
+struct Unstalled<S> {
+    stream: S,
+    /// Set while a write waits.
+    deadline: Option<Timer>,
+}
+
+impl<S: Unpin> Unstalled<S> {
+    /// Passes a result on; of one that waits, waits no longer than allowed.
+    fn bounded<T>(
+        &mut self,
+        result: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.deadline = None;
+            return result;
+        }
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Timer::after(WRITE_TIMEOUT));
+        match Pin::new(deadline).poll(context) {
+            Poll::Ready(_) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.bounded(result, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.bounded(result, context)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(context);
+        self.bounded(result, context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(context)
     }
 }

@@ -1,0 +1,514 @@
+//! Both APIs over real sockets, with an agent and an operator that are made up.
+
+mod fake_agent;
+
+use backup::Digest;
+use backup::chunk::RecordHeader;
+use backup::plan::Choices;
+use protocol::api::{self, Action, MachineView, RestorePointView};
+use protocol::beacon::AgentState;
+use protocol::job::{JobKind, JobReport, JobState};
+use protocol::progress::{Progress, Stage};
+
+use self::fake_agent::{Capture, Server, beacon, begin_capture, capture, mac};
+use crate::boot_policy::{MachineDirectory, MachineState};
+use crate::store::record::record_of;
+
+fn start() -> (tempfile::TempDir, Server) {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    (directory, server)
+}
+
+fn restore_of(id: &str) -> Action {
+    Action::Restore {
+        restore_point: id.to_owned(),
+        choices: Choices::default(),
+    }
+}
+
+fn failed(reason: &str) -> JobReport {
+    JobReport::Failed {
+        reason: reason.into(),
+        code: "internal".into(),
+    }
+}
+
+fn chunks(seed: u8) -> Vec<Vec<u8>> {
+    (0..20u8)
+        .map(|n| vec![seed ^ n; 4096 * (1 + usize::from(n))])
+        .collect()
+}
+
+#[test]
+fn what_was_captured_is_fetched_in_the_order_asked_for() {
+    let (_directory, server) = start();
+    let id = capture(&server, 1, chunks(0x40));
+    let points: Vec<RestorePointView> = server.operator.get(api::RESTORE_POINTS).unwrap();
+    assert_eq!((points.len(), &points[0].id), (1, &id));
+    assert_eq!(points[0].machine_name, "host-1");
+    assert_eq!(points[0].system.as_deref(), Some("Debian GNU/Linux 12"));
+    assert!(points[0].stored_bytes > 0 && points[0].status == "successful");
+
+    server.beacon(&beacon(2, "bare", AgentState::Waiting));
+    let job = server.order(&mac(2), restore_of(id.as_str())).unwrap();
+    assert_eq!(job.state, JobState::Waiting);
+    let got = server
+        .beacon(&beacon(2, "bare", AgentState::Waiting))
+        .job
+        .unwrap();
+    assert_eq!(
+        (got.id.as_str(), got.kind.restore_point()),
+        (job.id.as_str(), &id)
+    );
+
+    let manifest = server.take("GET", &api::restore_point_manifest(&id), b"");
+    let manifest = backup::manifest::Manifest::from_json(&manifest).unwrap();
+    let content = &manifest.disks[0].regions[0].content;
+    let list = server.take("GET", &api::restore_point_list(&id, &content.digest), b"");
+    assert_eq!(Digest::of(&list), content.digest);
+    let mut wanted = chunks(0x40);
+    wanted.reverse();
+    wanted.push(wanted[3].clone());
+    let digests: Vec<u8> = wanted
+        .iter()
+        .flat_map(|plain| *Digest::of(plain).as_bytes())
+        .collect();
+    let mut answer = server.take("POST", api::FETCH_CHUNKS, &digests);
+    for plain in &wanted {
+        let header = RecordHeader::decode(answer.first_chunk().unwrap()).unwrap();
+        assert_eq!(header.digest, Digest::of(plain));
+        let end = RecordHeader::LEN + header.stored_len as usize;
+        let frame = &answer[RecordHeader::LEN..end];
+        assert_eq!(
+            &zstd::bulk::decompress(frame, header.plain_len as usize).unwrap(),
+            plain
+        );
+        answer.drain(..end);
+    }
+    assert!(answer.is_empty());
+}
+
+#[test]
+fn nothing_is_visible_before_the_manifest_and_everything_after() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    let id = job.kind.restore_point().clone();
+    let capture = Capture::of(&id, "host", chunks(1));
+    let visible = || {
+        !server
+            .operator
+            .get::<Vec<RestorePointView>>(api::RESTORE_POINTS)
+            .unwrap()
+            .is_empty()
+    };
+    capture.send_chunks(&server, &job.id);
+    assert!(!visible());
+    capture.send_list(&server, &job.id);
+    assert!(!visible());
+    capture.publish(&server, &job.id);
+    assert!(visible());
+    // The answer was lost; the agent asks again.
+    capture.publish(&server, &job.id);
+    let mut other = capture.manifest.clone();
+    other.captured_at += 1;
+    let body = serde_json::to_vec(&other).unwrap();
+    let refusal = server.refused("POST", &api::publish(&job.id), &body);
+    assert_eq!(refusal, (409, "conflict".into()));
+}
+
+#[test]
+fn uploads_that_are_not_sound_are_refused_and_leave_nothing() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1).id;
+    let path = api::upload_chunks(&job);
+    let good = record_of(b"good");
+    let mut wrong_digest = good.clone();
+    wrong_digest[0] ^= 1;
+    let mut too_long = good.clone();
+    too_long[32..36].copy_from_slice(&(backup::chunk::MAX_CHUNK_LEN + 1).to_le_bytes());
+    let mut other_length = good.clone();
+    other_length[32] += 1;
+    let cut_short = good[..good.len() - 1].to_vec();
+    for bad in [wrong_digest, too_long, other_length, cut_short, vec![0; 39]] {
+        let upload = [record_of(b"before"), bad].concat();
+        assert_eq!(
+            server.refused("POST", &path, &upload),
+            (422, "damaged-chunk".into())
+        );
+    }
+    assert_eq!(server.recovery.store.chunks.size(), (0, 0));
+    let oversize = vec![0; api::MAX_UPLOAD + 1];
+    assert_eq!(server.refused("POST", &path, &oversize).0, 413);
+    let digests = vec![0; (api::MAX_DIGESTS + 1) * Digest::LEN];
+    assert_eq!(
+        server
+            .refused("POST", &api::missing_chunks(&job), &digests)
+            .0,
+        413
+    );
+    assert_eq!(
+        server
+            .refused("POST", &api::missing_chunks(&job), &[0; 33])
+            .0,
+        400
+    );
+    assert_eq!(server.take("POST", &path, b""), b"");
+}
+
+#[test]
+fn a_capture_that_lacks_something_is_not_published_until_it_is_there() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    let capture = Capture::of(job.kind.restore_point(), "host", chunks(2));
+    let publish = api::publish(&job.id);
+    let manifest = capture.manifest_json();
+    assert_eq!(
+        server.refused("POST", &publish, &manifest),
+        (422, "bad-request".into())
+    );
+    capture.send_list(&server, &job.id);
+    assert_eq!(
+        server.refused("POST", &publish, &manifest),
+        (409, "missing-chunk".into())
+    );
+    capture.send_chunks(&server, &job.id);
+
+    let mut other_id = capture.manifest.clone();
+    other_id.id = "another".to_owned().try_into().unwrap();
+    let mut other_count = capture.manifest.clone();
+    other_count.disks[0].regions[0].content.data_bytes -= 1;
+    let mut other_region = capture.manifest.clone();
+    let disk = &mut other_region.disks[0];
+    disk.regions[0].range = backup::ByteRange::new(0, disk.size - 512).unwrap();
+    let content = &mut disk.regions[0].content;
+    content.data_bytes -= 512;
+    for bad in [&other_id, &other_count, &other_region] {
+        let body = serde_json::to_vec(bad).unwrap();
+        assert_eq!(
+            server.refused("POST", &publish, &body),
+            (422, "bad-request".into())
+        );
+    }
+    assert_eq!(server.refused("POST", &publish, b"{}").0, 422);
+    capture.publish(&server, &job.id);
+}
+
+#[test]
+fn a_chunk_in_the_place_of_a_longer_one_is_refused() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    let short = vec![7; 512];
+    let mut capture = Capture::of(job.kind.restore_point(), "host", vec![vec![1; 1024]]);
+    let place = backup::chunk::Chunk {
+        range: backup::ByteRange::new(0, 1024).unwrap(),
+        content: backup::chunk::Content::Data(Digest::of(&short)),
+    };
+    capture.list = backup::chunk::ChunkList::new(vec![place], 1024).unwrap();
+    capture.manifest.disks[0].regions[0].content.digest = Digest::of(&capture.list.encode());
+    server.take("POST", &api::upload_chunks(&job.id), &record_of(&short));
+    capture.send_list(&server, &job.id);
+    let refusal = server.refused("POST", &api::publish(&job.id), &capture.manifest_json());
+    assert_eq!(refusal, (422, "bad-request".into()));
+}
+
+#[test]
+fn a_list_of_another_digest_or_no_digest_is_refused() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    let path = api::upload_list(&job.id, &Digest::of(b"a"));
+    assert_eq!(server.refused("PUT", &path, b"b").0, 422);
+    let path = format!("/api/v1/jobs/{}/chunk-lists/..%2f..%2fx", job.id);
+    assert_eq!(server.refused("PUT", &path, b"b").0, 400);
+    assert_eq!(
+        server
+            .refused("GET", "/api/v1/restore-points/..%2f/manifest", b"")
+            .0,
+        400
+    );
+    assert_eq!(
+        server
+            .refused("GET", "/api/v1/restore-points/%ff/manifest", b"")
+            .0,
+        400
+    );
+    assert_eq!(
+        server.refused("GET", "/api/v1/nothing", b""),
+        (404, "not-found".into())
+    );
+    assert_eq!(server.refused("GET", api::BEACON, b"").0, 405);
+    assert_eq!(server.refused("POST", api::BEACON, b"{").0, 400);
+}
+
+#[test]
+fn only_the_running_job_of_the_right_kind_opens_a_path() {
+    let (_directory, server) = start();
+    let id = capture(&server, 1, chunks(3));
+    let digest = *Digest::of(&chunks(3)[0]).as_bytes();
+    // No restore runs.
+    assert_eq!(server.refused("POST", api::FETCH_CHUNKS, &digest).0, 409);
+    assert_eq!(
+        server
+            .refused("GET", &api::restore_point_manifest(&id), b"")
+            .0,
+        409
+    );
+    let ended = &server.operator.get::<Vec<api::JobView>>(api::JOBS).unwrap()[0].id;
+    assert_eq!(
+        server.refused("POST", &api::upload_chunks(ended), b"").0,
+        409
+    );
+    assert_eq!(
+        server
+            .refused("POST", &api::upload_chunks("nobody's"), b"")
+            .0,
+        404
+    );
+    let restore = server.order(&mac(1), restore_of("latest")).unwrap();
+    // It waits.
+    assert_eq!(
+        server
+            .refused("GET", &api::restore_point_manifest(&id), b"")
+            .0,
+        409
+    );
+    server.beacon(&beacon(1, "boot", AgentState::Waiting));
+    server.take("GET", &api::restore_point_manifest(&id), b"");
+    server.take("POST", api::FETCH_CHUNKS, &digest);
+    for path in [
+        api::upload_chunks(&restore.id),
+        api::missing_chunks(&restore.id),
+        api::publish(&restore.id),
+        api::upload_list(&restore.id, &Digest::of(b"")),
+    ] {
+        let method = if path.contains("chunk-lists") {
+            "PUT"
+        } else {
+            "POST"
+        };
+        assert_eq!(server.refused(method, &path, b"").0, 409, "{path}");
+    }
+    let unknown = Digest::of(b"never stored");
+    let refusal = server.refused("POST", api::FETCH_CHUNKS, unknown.as_bytes());
+    assert_eq!(refusal, (409, "missing-chunk".into()));
+}
+
+#[test]
+fn two_captures_at_once_store_what_they_share_once() {
+    let (_directory, server) = start();
+    let (one, two) = (begin_capture(&server, 1), begin_capture(&server, 2));
+    let shared = chunks(4);
+    let captures = [
+        Capture::of(one.kind.restore_point(), "one", shared.clone()),
+        Capture::of(
+            two.kind.restore_point(),
+            "two",
+            [shared.clone(), chunks(0xf0)].concat(),
+        ),
+    ];
+    std::thread::scope(|scope| {
+        for (job, capture) in [&one, &two].into_iter().zip(&captures) {
+            let server = &server;
+            scope.spawn(move || {
+                capture.send_chunks(server, &job.id);
+                capture.send_list(server, &job.id);
+                capture.publish(server, &job.id);
+            });
+        }
+    });
+    let distinct: std::collections::HashSet<_> = captures
+        .iter()
+        .flat_map(|capture| &capture.chunks)
+        .collect();
+    assert_eq!(server.recovery.store.chunks.size().0, distinct.len() as u64);
+    let report = server.recovery.store.verify(100, &mut |_| {}).unwrap();
+    assert!(
+        report.is_sound() && report.restore_points == 2,
+        "{report:?}"
+    );
+}
+
+#[test]
+fn a_second_capture_of_the_same_disk_sends_nothing() {
+    let (_directory, server) = start();
+    capture(&server, 1, chunks(5));
+    let job = begin_capture(&server, 1);
+    let again = Capture::of(job.kind.restore_point(), "host", chunks(5));
+    assert_eq!(again.send_chunks(&server, &job.id), 0);
+}
+
+#[test]
+fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
+    let (_directory, server) = start();
+    for machine in [1, 2] {
+        server.beacon(&beacon(machine, "boot", AgentState::Waiting));
+    }
+    let machines: Vec<MachineView> = server.operator.get(api::MACHINES).unwrap();
+    for machine in &machines {
+        server
+            .recovery
+            .machines
+            .set_host_name(&machine.id, "twin")
+            .unwrap();
+    }
+    let refusal = server.order("twin", Action::Capture).unwrap_err();
+    assert_eq!(refusal.code, "ambiguous");
+    for machine in &machines {
+        assert!(refusal.message.contains(&machine.id), "{refusal}");
+    }
+    assert_eq!(
+        server.order("nobody", Action::Capture).unwrap_err().code,
+        "not-found"
+    );
+    assert_eq!(
+        server.order("02", Action::Capture).unwrap_err().code,
+        "not-found"
+    );
+    let unknown = server.order(&mac(1), restore_of("2026")).unwrap_err();
+    assert_eq!(unknown.code, "not-found");
+    assert!(server.order(&mac(1), restore_of("latest")).is_err());
+    server
+        .order(&machines[0].id[..13], Action::Capture)
+        .unwrap();
+}
+
+#[test]
+fn a_machine_with_an_unfinished_job_gets_no_second_one() {
+    let (_directory, server) = start();
+    begin_capture(&server, 1);
+    let refusal = server.order(&mac(1), Action::Capture).unwrap_err();
+    assert_eq!(refusal.code, "conflict");
+    assert!(refusal.message.contains("running"), "{refusal}");
+}
+
+#[test]
+fn a_machine_that_restarts_in_the_middle_gets_the_same_job_again() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    let still = server.beacon(&beacon(1, "boot", AgentState::Working));
+    assert_eq!(still.job, None);
+    let again = server.beacon(&beacon(1, "another boot", AgentState::Waiting));
+    assert_eq!(again.job, Some(job.clone()));
+    assert_eq!(server.job(&job.id).state, JobState::Running);
+    assert!(!server.report(&job.id, &failed("the disk is gone")));
+    let after = server.beacon(&beacon(1, "third boot", AgentState::Waiting));
+    assert_eq!(after.job, None);
+    let job = server.job(&job.id);
+    assert_eq!(job.state, JobState::Failed);
+    assert_eq!(job.error.as_deref(), Some("the disk is gone"));
+}
+
+#[test]
+fn a_machine_that_restarts_after_its_commit_has_succeeded() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    let capture = Capture::of(job.kind.restore_point(), "host", chunks(6));
+    capture.send_chunks(&server, &job.id);
+    capture.send_list(&server, &job.id);
+    capture.publish(&server, &job.id);
+    let again = server.beacon(&beacon(1, "another boot", AgentState::Waiting));
+    assert_eq!(again.job, None);
+    assert_eq!(server.job(&job.id).state, JobState::Succeeded);
+}
+
+#[test]
+fn jobs_uploads_and_restore_points_survive_a_server_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    let first = capture(&server, 1, chunks(7));
+    let job = begin_capture(&server, 2);
+    let going_on = Capture::of(job.kind.restore_point(), "second", chunks(8));
+    going_on.send_chunks(&server, &job.id);
+    going_on.send_list(&server, &job.id);
+    drop(server);
+
+    let server = Server::start(directory.path());
+    assert_eq!(server.job(&job.id).state, JobState::Running);
+    assert_eq!(going_on.send_chunks(&server, &job.id), 0);
+    going_on.publish(&server, &job.id);
+    let points: Vec<RestorePointView> = server.operator.get(api::RESTORE_POINTS).unwrap();
+    assert!(points.len() == 2 && points.iter().any(|point| point.id == first));
+    let again = server
+        .order("host-1", restore_of(&first.as_str()[..9]))
+        .unwrap_err();
+    // Both ids begin with the day; the beginning is ambiguous.
+    assert_eq!(again.code, "ambiguous");
+    server.order("host-1", restore_of(first.as_str())).unwrap();
+}
+
+#[test]
+fn a_held_beacon_is_answered_as_soon_as_there_is_a_job() {
+    let (_directory, server) = start();
+    server.beacon(&beacon(1, "boot", AgentState::Waiting));
+    let begin = std::time::Instant::now();
+    let job = std::thread::scope(|scope| {
+        let held = scope.spawn(|| server.beacon(&beacon(1, "boot", AgentState::Waiting)).job);
+        server.order(&mac(1), Action::Capture).unwrap();
+        held.join().unwrap()
+    });
+    assert!(matches!(job.unwrap().kind, JobKind::Capture { .. }));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5));
+}
+
+#[test]
+fn a_cancelled_job_is_told_at_the_next_report_and_its_uploads_are_refused() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    let progress = Progress::of(Stage::Reading);
+    assert!(!server.report(&job.id, &JobReport::Progress { progress }));
+    assert_eq!(server.job(&job.id).progress, Some(progress));
+    let cancel = api::cancel_job(&job.id[..8]);
+    let view: api::JobView = server.operator.post(&cancel, &()).unwrap();
+    assert_eq!(view.state, JobState::Cancelled);
+    assert!(server.report(&job.id, &JobReport::Progress { progress }));
+    assert!(server.report(&job.id, &failed("cancelled")));
+    assert_eq!(
+        server.refused("POST", &api::upload_chunks(&job.id), b"").0,
+        409
+    );
+    assert!(server.operator.post::<api::JobView>(&cancel, &()).is_err());
+    assert_eq!(server.job(&job.id).state, JobState::Cancelled);
+    server.order(&mac(1), Action::Capture).unwrap();
+}
+
+#[test]
+fn the_boot_policy_sees_jobs() {
+    let (_directory, server) = start();
+    let mac_address = |machine: u8| mac(machine).parse().unwrap();
+    let state = |machine| server.recovery.boot_state(mac_address(machine), None);
+    assert_eq!(state(1), MachineState::Unknown);
+    server.beacon(&beacon(1, "boot", AgentState::Waiting));
+    assert_eq!(state(1), MachineState::Idle);
+    let job = begin_capture(&server, 1);
+    assert_eq!(state(1), MachineState::HasWork);
+    server.report(&job.id, &failed("no"));
+    assert_eq!(state(1), MachineState::Idle);
+}
+
+#[test]
+fn the_time_line_shows_the_beacon() {
+    let (_directory, server) = start();
+    server.beacon(&beacon(1, "boot", AgentState::Waiting));
+    let path = api::timeline("02%3A00%3A00%3A00%3A00%3A01");
+    let timeline: serde_json::Value = server.operator.get(&path).unwrap();
+    let text = timeline["text"].as_str().unwrap();
+    assert!(text.contains("first beacon"), "{timeline}");
+    assert!(
+        server
+            .operator
+            .get::<serde_json::Value>(&api::timeline("x"))
+            .is_err()
+    );
+}
+
+#[test]
+fn names_from_a_machine_cannot_drive_a_terminal() {
+    let (_directory, server) = start();
+    let mut wild = beacon(1, "boot", AgentState::Failed);
+    wild.error = Some("\x1b[2Jgone".into());
+    wild.inventory.identity.serial = Some("S\x07123".into());
+    server.beacon(&wild);
+    let machines: Vec<MachineView> = server.operator.get(api::MACHINES).unwrap();
+    assert_eq!(machines[0].error.as_deref(), Some(" [2Jgone"));
+    assert_eq!(machines[0].name, "S 123");
+}
