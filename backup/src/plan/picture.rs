@@ -15,8 +15,8 @@ const COLUMNS: usize = 80;
 const CELL: usize = 8;
 /// More cells than this do not fit; the rest becomes one.
 const MAX_CELLS: usize = 8;
-/// Free space smaller than this share of a disk is not drawn.
-const SMALLEST_SHARE: u64 = 100;
+/// Free space smaller than one part in this many of a disk is not drawn.
+const SMALLEST_SHARE: u64 = 50;
 
 /// One box of a drawn disk.
 struct Cell {

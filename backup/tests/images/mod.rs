@@ -1,5 +1,10 @@
 //! Disk images for the tests: made, filled and checked by the reference tools.
 
+#![allow(
+    dead_code,
+    reason = "each test binary compiles this module and uses a part of it"
+)]
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -37,10 +42,6 @@ impl ReadAt for Image {
 }
 
 /// Bytes in memory as a volume.
-#[allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses a part of it"
-)]
 pub(crate) struct Memory<'a>(pub(crate) &'a [u8]);
 
 impl ReadAt for Memory<'_> {
@@ -88,19 +89,11 @@ pub(crate) fn run(package: &str, program: &str, arguments: &[&str]) -> String {
 }
 
 /// An empty image of `size` bytes.
-#[allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses a part of it"
-)]
 pub(crate) fn blank(path: &Path, size: u64) {
     File::create(path).unwrap().set_len(size).unwrap();
 }
 
 /// A copy of an image in which every byte outside `ranges` is 0xa5.
-#[allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses a part of it"
-)]
 pub(crate) fn copy_in_garbage(source: &Path, target: &Path, size: u64, ranges: &[ByteRange]) {
     let (from, to) = (File::open(source).unwrap(), File::create(target).unwrap());
     let garbage = vec![0xa5; 1 << 20];
@@ -117,10 +110,6 @@ pub(crate) fn copy_in_garbage(source: &Path, target: &Path, size: u64, ranges: &
     }
 }
 
-#[allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses a part of it"
-)]
 /// Asserts that ranges are in order, apart, not empty and inside a volume.
 pub(crate) fn assert_in_order_inside(ranges: &[ByteRange], size: u64) {
     for pair in ranges.windows(2) {
@@ -132,10 +121,6 @@ pub(crate) fn assert_in_order_inside(ranges: &[ByteRange], size: u64) {
 }
 
 /// Bytes that look random and are the same in every run.
-#[allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses a part of it"
-)]
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..len)
