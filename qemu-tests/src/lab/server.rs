@@ -310,6 +310,11 @@ impl Server {
         self.ask(&["restore-points"])
     }
 
+    /// What a machine did on its way, as `netboot timeline --json` prints it.
+    pub(crate) fn timeline(&self, machine: &str) -> Result<serde_json::Value, ServerError> {
+        self.ask(&["timeline", machine])
+    }
+
     /// Orders a capture of a machine.
     pub(crate) fn capture(&self, machine: &str) -> Result<JobView, ServerError> {
         self.ask(&["capture", machine])

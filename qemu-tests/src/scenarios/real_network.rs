@@ -25,6 +25,9 @@ use crate::lab::udhcpc::{Event, Udhcpc};
 const OFFER: u8 = 2;
 const ACK: u8 = 5;
 const RELEASE: u8 = 7;
+/// From iPXE's lease to its first HTTP request at most, milliseconds: some tens when it heard that there is
+/// no IPv6 router, 16 s when it did not. In between, so that a slow computer makes no difference.
+const SCRIPT_LIMIT: u64 = 8000;
 
 /// A bridge and the capture of it. The capture ends first.
 struct RealLink {
@@ -89,6 +92,15 @@ fn boot(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Vec<DhcpSightin
         None => "its beacon is there".to_owned(),
     });
     guest.cut_power();
+    let asked_after = script_after_lease(&site.server.timeline(&bare.mac())?)?;
+    stage.say(&format!(
+        "iPXE asked what to boot {asked_after} ms after its lease"
+    ));
+    ensure!(
+        asked_after <= SCRIPT_LIMIT,
+        "iPXE waited {asked_after} ms after its lease, {SCRIPT_LIMIT} are allowed: \
+         did it hear the server's router advertisement?"
+    );
 
     let seen = site.link.capture.finish();
     let answers = dhcp_sighting::answers(&seen, bare.mac);
@@ -98,6 +110,24 @@ fn boot(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Vec<DhcpSightin
         firmware.then(|| reply.clone())
     };
     Ok(answers.into_iter().filter_map(of_firmware).collect())
+}
+
+/// Milliseconds from the last lease to the first HTTP request in a machine's time line.
+fn script_after_lease(timeline: &serde_json::Value) -> anyhow::Result<u64> {
+    let events = timeline
+        .pointer("/timelines/0/events")
+        .and_then(|events| events.as_array())
+        .context("the server's time line has no events")?;
+    let at = |event: &serde_json::Value| event["at"].as_u64().context("an event without a time");
+    let script = events
+        .iter()
+        .position(|event| event["stage"] == "http")
+        .context("the time line has no HTTP request")?;
+    let lease = events[..script]
+        .iter()
+        .rfind(|event| event["stage"] == "dhcp")
+        .context("the time line has no DHCP before HTTP")?;
+    Ok(at(&events[script])?.saturating_sub(at(lease)?))
 }
 
 /// Every reply has to go where RFC 2131 §4.1 says.
@@ -223,4 +253,23 @@ fn lease_once(
     stage.say("it renewed its lease");
     client.release(Deadline::seconds(20))?;
     Ok(bound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_wait_for_the_script_counts_from_the_last_lease_before_it() {
+        let timeline = json!({ "timelines": [{ "events": [
+            { "at": 1000, "stage": "dhcp" },
+            { "at": 4000, "stage": "dhcp" },
+            { "at": 4060, "stage": "http" },
+            { "at": 9000, "stage": "dhcp" },
+            { "at": 9900, "stage": "http" },
+        ] }] });
+        assert_eq!(script_after_lease(&timeline).unwrap(), 60);
+        assert!(script_after_lease(&json!({ "timelines": [] })).is_err());
+    }
 }
