@@ -8,39 +8,23 @@
 //! What is *not* here: which partition grows (`plan::restore`), what lies between partitions
 //! (`layout`).
 
+mod header;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::filesystem::{ReadAt, ReadError};
-use crate::little_endian::{le16, le32, le64, put32, put64};
+use crate::little_endian::{le16, le64, put32, put64};
 use crate::manifest::Blob;
 use crate::plan::TableWrite;
 use crate::{ByteRange, SectorSize};
+use header::{Header, PRIMARY_LBA, check_entries_crc, field, seal};
 
 /// The type of an EFI system partition.
 pub const ESP_TYPE: Uuid = Uuid::from_u128(0xc12a_7328_f81f_11d2_ba4b_00a0_c93e_c93b);
 
 /// The largest entry array that is read: 8192 entries of 128 bytes. Real tables have 128.
 pub const MAX_ENTRIES_LEN: u64 = 1 << 20;
-
-const SIGNATURE: &[u8; 8] = b"EFI PART";
-const MIN_HEADER_LEN: usize = 92;
-const PRIMARY_LBA: u64 = 1;
-const ENTRY_LEN: u32 = 128;
-
-/// Offsets in the header, UEFI 2.10 table 5-5.
-mod field {
-    pub(super) const HEADER_LEN: usize = 12;
-    pub(super) const HEADER_CRC: usize = 16;
-    pub(super) const MY_LBA: usize = 24;
-    pub(super) const ALTERNATE_LBA: usize = 32;
-    pub(super) const FIRST_USABLE: usize = 40;
-    pub(super) const LAST_USABLE: usize = 48;
-    pub(super) const ENTRIES_LBA: usize = 72;
-    pub(super) const ENTRY_COUNT: usize = 80;
-    pub(super) const ENTRY_LEN: usize = 84;
-    pub(super) const ENTRIES_CRC: usize = 88;
-}
 
 /// A GPT that cannot be read or carried to another disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -129,82 +113,6 @@ pub struct GptRead {
     pub warnings: Vec<String>,
 }
 
-/// The checked numbers of a header.
-#[derive(Debug, Clone, Copy)]
-struct Header {
-    alternate_lba: u64,
-    first_usable: u64,
-    last_usable: u64,
-    entries_lba: u64,
-    entry_count: u32,
-    entry_len: u32,
-    entries_crc: u32,
-}
-
-impl Header {
-    fn parse(bytes: &[u8], lba: u64) -> Result<Self, GptError> {
-        let refuse = |reason: String| Err(GptError::Copy(reason));
-        if bytes.len() < 512 || &bytes[..8] != SIGNATURE {
-            return refuse("no header".to_owned());
-        }
-        let len = le32(bytes, field::HEADER_LEN) as usize;
-        if !(MIN_HEADER_LEN..=bytes.len()).contains(&len) {
-            return refuse(format!("a header of {len} bytes"));
-        }
-        let (found, expected) = (header_crc(bytes, len), le32(bytes, field::HEADER_CRC));
-        if found != expected {
-            return refuse(format!("header CRC {found:08x} (expected {expected:08x})"));
-        }
-        let my_lba = le64(bytes, field::MY_LBA);
-        if my_lba != lba {
-            return refuse(format!("a header for LBA {my_lba} at LBA {lba}"));
-        }
-        let header = Self {
-            alternate_lba: le64(bytes, field::ALTERNATE_LBA),
-            first_usable: le64(bytes, field::FIRST_USABLE),
-            last_usable: le64(bytes, field::LAST_USABLE),
-            entries_lba: le64(bytes, field::ENTRIES_LBA),
-            entry_count: le32(bytes, field::ENTRY_COUNT),
-            entry_len: le32(bytes, field::ENTRY_LEN),
-            entries_crc: le32(bytes, field::ENTRIES_CRC),
-        };
-        // UEFI 2.10 table 5-5: 128 × 2^n.
-        if header.entry_len < ENTRY_LEN || !header.entry_len.is_power_of_two() {
-            return refuse(format!("entries of {} bytes", header.entry_len));
-        }
-        if header.entry_count == 0 || header.entries_len() > MAX_ENTRIES_LEN {
-            return refuse(format!(
-                "{} entries of {} bytes (at most {MAX_ENTRIES_LEN} bytes in all are read)",
-                header.entry_count, header.entry_len
-            ));
-        }
-        Ok(header)
-    }
-
-    fn entries_len(&self) -> u64 {
-        u64::from(self.entry_count) * u64::from(self.entry_len)
-    }
-
-    fn entries_sectors(&self, sector: SectorSize) -> u64 {
-        self.entries_len().div_ceil(sector.bytes())
-    }
-}
-
-/// CRC-32 of a header of `len` bytes, with its own field taken as zero.
-fn header_crc(bytes: &[u8], len: usize) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&bytes[..field::HEADER_CRC]);
-    crc.update(&[0; 4]);
-    crc.update(&bytes[field::HEADER_CRC + 4..len]);
-    crc.finalize()
-}
-
-fn seal(header: &mut [u8]) {
-    let len = le32(header, field::HEADER_LEN) as usize;
-    let crc = header_crc(header, len);
-    put32(header, field::HEADER_CRC, crc);
-}
-
 /// One copy of the table on a disk, header and entries both checked.
 struct Copy {
     header: Header,
@@ -245,18 +153,6 @@ fn read_copy(
         header_bytes,
         entries,
     })
-}
-
-fn check_entries_crc(header: &Header, entries: &[u8]) -> Result<(), GptError> {
-    let found = crc32fast::hash(&entries[..header.entries_len() as usize]);
-    if found == header.entries_crc {
-        Ok(())
-    } else {
-        Err(GptError::Copy(format!(
-            "CRC of the entries {found:08x} (expected {:08x})",
-            header.entries_crc
-        )))
-    }
 }
 
 /// Whether a first sector holds a protective MBR: without one the kernel takes the disk for a PC

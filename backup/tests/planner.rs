@@ -375,7 +375,7 @@ fn judge(source: &Source, image: &DiskImage, plan: &DiskPlan) -> Result<(), Stri
             "grows to its partition",
         )?;
         ensure(
-            part.range.end() % MIB == 0,
+            part.range.end().is_multiple_of(MIB),
             "a grown partition ends on a MiB",
         )?;
         ensure(end - part.range.end() < 2 * MIB, "and takes what there is")?;
