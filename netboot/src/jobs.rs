@@ -71,6 +71,9 @@ pub(crate) enum JobError {
     State(#[from] StateError),
 }
 
+/// After this many bytes of uploads their sum is written: each write waits for the disk.
+const STORED_WRITTEN_EVERY: u64 = 256 * 1024 * 1024;
+
 /// A job as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JobRecord {
@@ -112,6 +115,8 @@ pub(crate) struct Jobs {
     database: Arc<Database>,
     /// How far running jobs are: too often to be written each time.
     progress: Mutex<HashMap<String, Progress>>,
+    /// What uploads stored and is not written yet, for the same reason.
+    stored: Mutex<HashMap<String, u64>>,
     changed: Event,
 }
 
@@ -124,6 +129,7 @@ impl Jobs {
         Self {
             database,
             progress: Mutex::default(),
+            stored: Mutex::default(),
             changed: Event::new(),
         }
     }
@@ -302,14 +308,31 @@ impl Jobs {
         Ok(record)
     }
 
-    /// Adds up what uploads stored.
+    /// Adds up what uploads stored. A server that is killed may forget the last of it: the number
+    /// is for people.
     ///
     /// # Errors
     /// [`JobError::State`].
     pub(crate) fn add_stored(&self, id: &str, bytes: u64) -> Result<(), JobError> {
-        let sql = "UPDATE job SET stored_bytes = stored_bytes + ?2 WHERE id = ?1";
-        self.database
-            .with(|connection| connection.execute(sql, params![id, integer(bytes)]))?;
+        let due = {
+            let mut stored = self.lock_stored();
+            let pending = stored.entry(id.to_owned()).or_default();
+            *pending = pending.saturating_add(bytes);
+            *pending >= STORED_WRITTEN_EVERY
+        };
+        if due {
+            self.write_stored(id)?;
+        }
+        Ok(())
+    }
+
+    fn write_stored(&self, id: &str) -> Result<(), JobError> {
+        let pending = self.lock_stored().remove(id).unwrap_or(0);
+        if pending > 0 {
+            let sql = "UPDATE job SET stored_bytes = stored_bytes + ?2 WHERE id = ?1";
+            self.database
+                .with(|connection| connection.execute(sql, params![id, integer(pending)]))?;
+        }
         Ok(())
     }
 
@@ -402,6 +425,7 @@ impl Jobs {
     }
 
     fn end(&self, record: &JobRecord, end: &End) -> Result<(), JobError> {
+        self.write_stored(&record.job.id)?;
         let progress = self.lock_progress().remove(&record.job.id);
         self.database.with(|connection| {
             let progress = progress.as_ref().map(to_json).transpose()?;
@@ -447,7 +471,17 @@ impl Jobs {
                 record.progress = Some(*progress);
             }
         }
+        drop(progress);
+        let stored = self.lock_stored();
+        for record in &mut records {
+            let pending = stored.get(&record.job.id).copied().unwrap_or(0);
+            record.stored_bytes = record.stored_bytes.saturating_add(pending);
+        }
         Ok(records)
+    }
+
+    fn lock_stored(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_progress(&self) -> std::sync::MutexGuard<'_, HashMap<String, Progress>> {

@@ -293,9 +293,10 @@ impl Capture {
     }
 }
 
-/// A machine waits, an operator asks for a capture, the machine gets it.
+/// A machine is known, an operator asks for a capture, the machine gets it.
 pub(super) fn begin_capture(server: &Server, machine: u8) -> Job {
-    server.beacon(&beacon(machine, "boot", AgentState::Waiting));
+    // One that works is not held until there is a job.
+    server.beacon(&beacon(machine, "boot", AgentState::Working));
     server.order(&mac(machine), api::Action::Capture).unwrap();
     let reply = server.beacon(&beacon(machine, "boot", AgentState::Waiting));
     reply.job.unwrap()
