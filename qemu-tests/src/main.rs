@@ -98,7 +98,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::List => {
             for Scenario { name, about, .. } in scenarios::ALL {
-                println!("{name:20}{about}");
+                println!("{name:22}{about}");
             }
             Ok(ExitCode::SUCCESS)
         }
