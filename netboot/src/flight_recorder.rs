@@ -29,6 +29,10 @@ const WAITING: usize = 4_096;
 /// Events older than this are deleted at start.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Loaders told that are remembered, and for how long.
+const TOLD: usize = 256;
+const TOLD_MS: u64 = 30_000;
+
 /// Which part of a boot an event belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -100,6 +104,8 @@ pub(crate) struct FlightRecorder {
 struct Memory {
     machines: HashMap<MacAddress, VecDeque<Event>>,
     addresses: HashMap<Ipv4Addr, MacAddress>,
+    /// Who was told which loader when, oldest first.
+    told: VecDeque<(u64, MacAddress, &'static str)>,
 }
 
 /// The table of events cannot be used.
@@ -208,6 +214,29 @@ impl FlightRecorder {
         self.lock().addresses.get(&address).copied()
     }
 
+    /// Remembers which machine was told to fetch which loader.
+    pub(crate) fn told(&self, mac: MacAddress, loader: &'static str) {
+        let mut memory = self.lock();
+        memory.told.push_back((now_ms(), mac, loader));
+        if memory.told.len() > TOLD {
+            memory.told.pop_front();
+        }
+    }
+
+    /// The one machine that can be asking for a loader from an address that is nobody's: behind
+    /// address translation a machine does not have its own. `None` when it could be several.
+    pub(crate) fn machine_told(&self, loader: &str) -> Option<MacAddress> {
+        let memory = self.lock();
+        let since = now_ms().saturating_sub(TOLD_MS);
+        let mut machines = memory
+            .told
+            .iter()
+            .filter(|(at, _, told)| *at >= since && *told == loader)
+            .map(|(_, mac, _)| *mac);
+        let first = machines.next()?;
+        machines.all(|other| other == first).then_some(first)
+    }
+
     /// The machine's time line.
     pub(crate) fn timeline(&self, mac: MacAddress) -> Timeline {
         let events: Vec<Event> = self
@@ -271,7 +300,7 @@ fn diagnose(events: &[Event], now: u64) -> Option<String> {
     };
     match last.stage {
         Stage::Beacon => None,
-        Stage::Dhcp if reached("told to fetch") => Some(
+        Stage::Dhcp if reached(" and the file ") => Some(
             "the machine was given an address and a file name and fetched nothing: it took another \
              server's answer, or TFTP or HTTP to this server is blocked"
                 .to_owned(),
@@ -415,6 +444,17 @@ mod tests {
         assert_eq!(diagnose(&events, 2_000), None);
         let later = diagnose(&events, 100_000).expect("a diagnosis");
         assert!(later.contains("Secure Boot"));
+    }
+
+    #[test]
+    fn a_loader_asked_for_from_nowhere_is_the_machines_that_was_told_if_it_is_one() {
+        let recorder = FlightRecorder::in_memory();
+        recorder.told(mac(1), "snponly.efi");
+        recorder.told(mac(1), "snponly.efi");
+        recorder.told(mac(2), "undionly.kpxe");
+        assert_eq!(recorder.machine_told("snponly.efi"), Some(mac(1)));
+        recorder.told(mac(3), "snponly.efi");
+        assert_eq!(recorder.machine_told("snponly.efi"), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use smol::Async;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    dhcp::server::{Destination, Reply},
+    dhcp::exchange::{Destination, Reply},
     frames,
     port_owner::{Transport, port_owner},
 };

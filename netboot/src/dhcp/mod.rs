@@ -1,6 +1,8 @@
 //! The DHCP server: leases, what firmware gets which file, and the answers, without sockets.
 
+mod boot_answer;
 pub(crate) mod boot_table;
+pub(crate) mod exchange;
 pub(crate) mod lease;
 pub(crate) mod lease_store;
 pub(crate) mod server;

@@ -7,22 +7,19 @@
 //! Not here: sockets (`crate::sockets`), the order "save, then send" (`crate::serve`), proxyDHCP.
 
 use std::{
-    collections::HashMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
     ops::RangeInclusive,
 };
 
 use ipnet::Ipv4Net;
-use protocol::dhcp::{
-    BOOTREQUEST, BootClient, BootProtocol, CLIENT_PORT, MacAddress, Message, MessageType,
-    RelayInformation, client_uuid, code, vendor_class_prefix,
-};
+use protocol::dhcp::{BOOTREQUEST, MacAddress, Message, MessageType, RelayInformation, code};
 
 use super::{
-    boot_table::{FirstFile, first_file},
+    boot_answer::add_boot_file,
+    exchange::{Arrival, Exchange, Note, Reaction, asker},
     lease::{Lease, LeaseState, LeaseTable, UnixSeconds},
 };
-use crate::boot_policy::{Platform, script_url};
 
 /// How long an offer is held. OVMF takes 4 s to answer one; a lost answer is repeated after 4 to
 /// 16 s (RFC 2131 §4.1).
@@ -60,70 +57,6 @@ pub(crate) struct Settings {
     pub(crate) lease_seconds: u32,
 }
 
-/// Where a message came from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Arrival {
-    /// An address of the interface it came in on: the subnet of clients without a relay.
-    pub(crate) interface: Ipv4Addr,
-    /// Who sent it.
-    pub(crate) source: SocketAddrV4,
-}
-
-/// Where a message goes (RFC 2131 §4.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Destination {
-    /// To all on the link.
-    Broadcast,
-    /// To the relay that passed the request on.
-    Relay(SocketAddrV4),
-    /// To a client that has its address already.
-    UnicastAddress(SocketAddrV4),
-    /// To a client that does not answer ARP yet.
-    UnicastHardware {
-        /// Its card.
-        mac: MacAddress,
-        /// The address it is given.
-        ip: Ipv4Addr,
-    },
-}
-
-/// A message to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reply {
-    /// Its bytes.
-    pub(crate) bytes: Vec<u8>,
-    /// Where to.
-    pub(crate) destination: Destination,
-    /// Our address that it comes from, as the client sees it.
-    pub(crate) from: Ipv4Addr,
-    /// The card of a client that is an iPXE: it waits for an IPv6 router until one speaks up.
-    pub(crate) ipxe: Option<MacAddress>,
-}
-
-/// What a message led to. The leases are to be saved before the reply is sent.
-#[derive(Debug, Default)]
-pub(crate) struct Reaction {
-    /// At most one message.
-    pub(crate) reply: Option<Reply>,
-    /// Leases to save.
-    pub(crate) changed: Vec<Lease>,
-    /// For the flight recorder, in order.
-    pub(crate) notes: Vec<Note>,
-}
-
-/// Something about a machine that a person wants to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Note {
-    /// The machine's card.
-    pub(crate) mac: MacAddress,
-    /// The address it was granted, if this is about that.
-    pub(crate) granted: Option<Ipv4Addr>,
-    /// True when the machine cannot go on.
-    pub(crate) trouble: bool,
-    /// A sentence.
-    pub(crate) text: String,
-}
-
 /// The server.
 #[derive(Debug)]
 pub(crate) struct DhcpServer {
@@ -131,21 +64,10 @@ pub(crate) struct DhcpServer {
     leases: LeaseTable,
 }
 
-/// A request with all that is derived from it.
-struct Exchange<'a> {
-    request: &'a Message,
-    mac: MacAddress,
-    relay: RelayInformation,
-    subnet: usize,
-    server_id: Ipv4Addr,
-    arrival: Arrival,
-    now: UnixSeconds,
-}
-
 impl DhcpServer {
     /// A server with the leases of an earlier run. Those outside every subnet are forgotten.
     pub(crate) fn new(settings: Settings, saved: Vec<Lease>) -> Self {
-        let mut set_aside: std::collections::HashSet<Ipv4Addr> =
+        let mut set_aside: HashSet<Ipv4Addr> =
             settings.reservations.values().flatten().copied().collect();
         for subnet in &settings.subnets {
             set_aside.insert(subnet.server);
@@ -190,6 +112,7 @@ impl DhcpServer {
             reaction.notes.push(Note {
                 mac,
                 granted: None,
+                told: None,
                 trouble: true,
                 text: format!(
                     "asked for an address on the link of {link}, for which there is no [[subnet]]"
@@ -213,10 +136,13 @@ impl DhcpServer {
             MessageType::Discover => self.discover(&exchange, &mut reaction, file_exists),
             MessageType::Request => self.request(&exchange, &mut reaction, file_exists),
             MessageType::Inform => {
-                let mut reply = self.begin(&exchange, MessageType::Ack);
-                self.add_parameters(&exchange, &mut reply);
-                self.add_boot_file(&exchange, &mut reply, &mut reaction, file_exists);
-                exchange.send(reply, &mut reaction);
+                self.answer(
+                    &exchange,
+                    MessageType::Ack,
+                    None,
+                    &mut reaction,
+                    file_exists,
+                );
             }
             MessageType::Decline => self.decline(&exchange, &mut reaction),
             MessageType::Release => self.release(&exchange, &mut reaction),
@@ -256,12 +182,13 @@ impl DhcpServer {
                 },
             );
         }
-        exchange.note(
+        self.answer(
+            exchange,
+            MessageType::Offer,
+            Some(address),
             reaction,
-            false,
-            format!("DHCP: offered {address} ({})", asker(exchange.request)),
+            file_exists,
         );
-        self.grant(exchange, MessageType::Offer, address, reaction, file_exists);
     }
 
     /// The states of RFC 2131 §4.3.2, told apart as its table 4 does.
@@ -312,13 +239,13 @@ impl DhcpServer {
         };
         self.leases.put(exchange.subnet, lease.clone());
         reaction.changed.push(lease);
-        reaction.notes.push(Note {
-            mac: exchange.mac,
-            granted: Some(address),
-            trouble: false,
-            text: format!("DHCP: granted {address} ({})", asker(request)),
-        });
-        self.grant(exchange, MessageType::Ack, address, reaction, file_exists);
+        self.answer(
+            exchange,
+            MessageType::Ack,
+            Some(address),
+            reaction,
+            file_exists,
+        );
     }
 
     fn decline(&mut self, exchange: &Exchange<'_>, reaction: &mut Reaction) {
@@ -422,28 +349,52 @@ impl DhcpServer {
         exchange.send(reply, reaction);
     }
 
-    fn grant(
+    /// An offer or an acknowledgement; without an address, the answer to an INFORM.
+    fn answer(
         &self,
         exchange: &Exchange<'_>,
         kind: MessageType,
-        address: Ipv4Addr,
+        address: Option<Ipv4Addr>,
         reaction: &mut Reaction,
         file_exists: impl Fn(&str) -> bool,
     ) {
-        let lease = self.settings.lease_seconds;
         let mut reply = self.begin(exchange, kind);
-        reply.your_address = address;
+        let granted = address.filter(|_| kind == MessageType::Ack);
+        if let Some(address) = address {
+            let lease = self.settings.lease_seconds;
+            reply.your_address = address;
+            reply
+                .options
+                .set(code::LEASE_TIME, lease.to_be_bytes())
+                // The defaults of RFC 2131 §4.4.5: a half and seven eighths.
+                .set(code::RENEWAL_TIME, (lease / 2).to_be_bytes())
+                .set(code::REBINDING_TIME, (lease - lease / 8).to_be_bytes());
+        }
         if kind == MessageType::Ack {
             reply.client_address = exchange.request.client_address;
         }
-        reply
-            .options
-            .set(code::LEASE_TIME, lease.to_be_bytes())
-            // The defaults of RFC 2131 §4.4.5: a half and seven eighths.
-            .set(code::RENEWAL_TIME, (lease / 2).to_be_bytes())
-            .set(code::REBINDING_TIME, (lease - lease / 8).to_be_bytes());
         self.add_parameters(exchange, &mut reply);
-        self.add_boot_file(exchange, &mut reply, reaction, file_exists);
+        let subnet = &self.settings.subnets[exchange.subnet];
+        let told = add_boot_file(exchange, subnet, &mut reply, file_exists);
+        let (file, loader) = match &told {
+            Ok(Some(told)) => (format!(" and the file {}", told.name), told.loader),
+            Ok(None) | Err(_) => (String::new(), None),
+        };
+        let what = match (address, granted) {
+            (_, Some(address)) => format!("granted {address}"),
+            (Some(address), None) => format!("offered {address}"),
+            (None, None) => "told the network's parameters".to_owned(),
+        };
+        reaction.notes.push(Note {
+            mac: exchange.mac,
+            granted,
+            told: loader,
+            trouble: false,
+            text: format!("DHCP: {what}{file} to {}", asker(exchange.request)),
+        });
+        if let Err(reason) = told {
+            exchange.note(reaction, true, reason.to_string());
+        }
         exchange.send(reply, reaction);
     }
 
@@ -473,51 +424,6 @@ impl DhcpServer {
         if !subnet.dns.is_empty() {
             let servers: Vec<u8> = subnet.dns.iter().flat_map(Ipv4Addr::octets).collect();
             reply.options.set(code::DNS, servers);
-        }
-    }
-
-    fn add_boot_file(
-        &self,
-        exchange: &Exchange<'_>,
-        reply: &mut Message,
-        reaction: &mut Reaction,
-        file_exists: impl Fn(&str) -> bool,
-    ) {
-        let Some(client) = BootClient::of(exchange.request) else {
-            return;
-        };
-        let subnet = &self.settings.subnets[exchange.subnet];
-        let base = format!("http://{}:{}", subnet.server, subnet.http_port);
-        let name = match first_file(&client, file_exists) {
-            Ok(FirstFile::Tftp(file)) => {
-                reply
-                    .options
-                    .set_c_string(code::TFTP_SERVER, &subnet.server.to_string());
-                file.to_owned()
-            }
-            Ok(FirstFile::Http(file)) => format!("{base}/boot/{file}"),
-            Ok(FirstFile::Script) => script_url(
-                &base,
-                exchange.mac,
-                client_uuid(exchange.request),
-                Platform::of(client.architectures[0]),
-            ),
-            Err(reason) => return exchange.note(reaction, true, reason.to_string()),
-        };
-        if client.protocol == BootProtocol::Http {
-            let prefix = vendor_class_prefix(BootProtocol::Http);
-            reply.options.set(code::VENDOR_CLASS, prefix);
-        }
-        if client.ipxe.is_some() {
-            // no-pxedhcp (176): do not wait three seconds for a proxyDHCP offer.
-            reply.options.set(code::IPXE, [176, 1, 1]);
-        }
-        exchange.note(reaction, false, format!("told to fetch {name}"));
-        reply.server_address = subnet.server;
-        reply.options.set_c_string(code::BOOT_FILE, &name);
-        // Some firmware reads only the field, others only the option.
-        if name.len() < 128 {
-            reply.file = name.into_bytes();
         }
     }
 
@@ -570,83 +476,11 @@ impl DhcpServer {
     }
 }
 
-impl Exchange<'_> {
-    fn note(&self, reaction: &mut Reaction, trouble: bool, text: String) {
-        reaction.notes.push(Note {
-            mac: self.mac,
-            granted: None,
-            trouble,
-            text,
-        });
-    }
-
-    fn send(&self, reply: Message, reaction: &mut Reaction) {
-        let request = self.request;
-        let kind = reply.message_type();
-        let destination = if !request.relay_address.is_unspecified() {
-            let port = self.relay.reply_port(self.arrival.source.port());
-            Destination::Relay(SocketAddrV4::new(request.relay_address, port))
-        } else if kind == Some(MessageType::Nak) {
-            Destination::Broadcast
-        } else if !request.client_address.is_unspecified() {
-            // A client whose address we believe gets its answer at the port it asked from.
-            let port = if request.client_address == *self.arrival.source.ip() {
-                self.arrival.source.port()
-            } else {
-                CLIENT_PORT
-            };
-            Destination::UnicastAddress(SocketAddrV4::new(request.client_address, port))
-        } else if request.broadcast || reply.your_address.is_unspecified() {
-            Destination::Broadcast
-        } else {
-            Destination::UnicastHardware {
-                mac: self.mac,
-                ip: reply.your_address,
-            }
-        };
-        reaction.reply = Some(Reply {
-            bytes: reply.emit(),
-            destination,
-            from: self.server_id,
-            ipxe: BootClient::of(request)
-                .and_then(|client| client.ipxe)
-                .map(|_| self.mac),
-        });
-    }
-}
-
 /// Subnets are few (one for each link); a walk over them is a handful of comparisons.
 fn subnet_of(subnets: &[Subnet], address: Ipv4Addr) -> Option<usize> {
     subnets
         .iter()
         .position(|subnet| subnet.network.contains(&address))
-}
-
-/// Who asks, for the flight recorder.
-fn asker(request: &Message) -> String {
-    match BootClient::of(request) {
-        None => match request.options.text(code::VENDOR_CLASS) {
-            Some(class) if !class.is_empty() => format!("a system, {}", printable(&class)),
-            _ => "a system".to_owned(),
-        },
-        Some(client) => {
-            let architecture = client.architectures[0];
-            let program = if client.ipxe.is_some() {
-                "iPXE"
-            } else {
-                "firmware"
-            };
-            format!("{program}, architecture {architecture}")
-        }
-    }
-}
-
-/// A client's text, cut and freed of control characters: it goes to terminals.
-fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|letter| !letter.is_control())
-        .take(40)
-        .collect()
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use std::{
 };
 
 use super::{
+    exchange::{Arrival, Reaction},
     lease::UnixSeconds,
     lease_store::LeaseStore,
-    server::{Arrival, DhcpServer, Reaction},
+    server::DhcpServer,
 };
 use crate::{
     boot_catalogue::BootCatalogue,
@@ -146,6 +147,9 @@ impl DhcpService {
         for note in reaction.notes {
             if let Some(address) = note.granted {
                 self.recorder.granted(note.mac, address);
+            }
+            if let Some(loader) = note.told {
+                self.recorder.told(note.mac, loader);
             }
             self.recorder
                 .record(note.mac, Stage::Dhcp, note.trouble, note.text);

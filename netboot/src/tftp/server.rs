@@ -116,6 +116,7 @@ impl TftpServer {
             IpAddr::V4(address) => self.recorder.machine_at(address),
             IpAddr::V6(_) => None,
         };
+        let machine = machine.or_else(|| self.recorder.machine_told(&name));
         let Some(file) = self.catalogue.find(&name) else {
             self.note(
                 machine,

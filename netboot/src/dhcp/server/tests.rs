@@ -1,9 +1,14 @@
 //! Exchanges as clients and relays have them, in order and out of it.
 
+use std::net::SocketAddrV4;
+
 use super::*;
-use crate::dhcp::lease_store::{LeaseStore, SqliteLeases};
+use crate::dhcp::{
+    exchange::Destination,
+    lease_store::{LeaseStore, SqliteLeases},
+};
 use proptest::prelude::{any, prop, prop_assert, proptest};
-use protocol::dhcp::{Options, SERVER_PORT};
+use protocol::dhcp::{CLIENT_PORT, Options, SERVER_PORT};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const START: UnixSeconds = UnixSeconds(1_800_000_000);
