@@ -33,23 +33,29 @@ impl View {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         let code = &self.pairing_code;
         let (first, last) = code.split_at_checked(3).unwrap_or((code, ""));
-        vec![
+        let mut lines = vec![
             concat!(" netboot recovery environment ", env!("CARGO_PKG_VERSION")).to_owned(),
-            String::new(),
             format!(" Machine       {}", or_dash(&self.machine)),
             format!(" Address       {}", or_dash(&self.address)),
             format!(" Server        {}", or_dash(&self.server)),
             format!(" Pairing code  {first} {last}"),
             String::new(),
-            format!(" {}", self.state),
-            match (&self.trouble, &self.progress) {
-                (Some(trouble), _) => format!(" {trouble}"),
-                (None, Some(progress)) => format!(" {progress}"),
-                (None, None) => String::new(),
-            },
-        ]
+        ];
+        let state = wrapped(&printable(&format!(" {}", self.state)), STATE_WIDTH);
+        lines.extend(state.into_iter().take(STATE_ROWS));
+        match (&self.trouble, &self.progress) {
+            (Some(trouble), _) => lines.push(format!(" {trouble}")),
+            (None, Some(progress)) => lines.push(format!(" {progress}")),
+            (None, None) => {}
+        }
+        lines
     }
 }
+
+/// Columns of the state; no screen has fewer than 80.
+const STATE_WIDTH: usize = 79;
+/// Lines of the state, which can be the reason of a failure.
+const STATE_ROWS: usize = 3;
 
 static VIEW: Mutex<Option<View>> = Mutex::new(None);
 
@@ -65,7 +71,7 @@ pub(crate) fn update(change: impl FnOnce(&mut View)) {
 }
 
 /// Rows of the header, the rule below it included.
-const HEADER_ROWS: u16 = 10;
+const HEADER_ROWS: u16 = 11;
 
 /// The bytes that draw on a terminal that knows the control sequences of console_codes(4).
 #[derive(Debug)]
@@ -92,9 +98,9 @@ impl Drawing {
 
     /// A log line at the bottom.
     pub(crate) fn line(&self, text: &str) -> String {
-        let mut out = printable(text);
-        out.push_str("\r\n");
-        out
+        wrapped(&printable(text), usize::from(self.columns))
+            .into_iter()
+            .fold(String::new(), |out, line| out + &line + "\r\n")
     }
 
     /// The header, drawn in place.
@@ -124,6 +130,44 @@ impl Drawing {
     }
 }
 
+/// Cut between words into lines of at most `width` columns; all but the first are indented.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    const INDENT: &str = "    ";
+    let mut lines = vec![String::new()];
+    for word in text.split_inclusive(' ') {
+        let mut word = word;
+        loop {
+            let Some(line) = lines.last_mut() else {
+                return lines;
+            };
+            let left = width.saturating_sub(line.chars().count());
+            // The last column stays free: a console wraps by itself when it is written to.
+            let length = word.trim_end().chars().count();
+            let is_bare = line.is_empty() || line == INDENT;
+            if length == 0 {
+                if left > 1 && line != INDENT {
+                    line.push(' ');
+                }
+                break;
+            }
+            if length < left {
+                line.push_str(word);
+                break;
+            }
+            if is_bare {
+                // A word longer than a line is cut.
+                let at = word.char_indices().nth(left.saturating_sub(1).max(1));
+                let (head, tail) = word.split_at(at.map_or(word.len(), |(at, _)| at));
+                line.push_str(head);
+                word = tail;
+            }
+            line.truncate(line.trim_end().len());
+            lines.push(INDENT.to_owned());
+        }
+    }
+    lines
+}
+
 /// Without control characters, which could come from a device's or a server's text.
 fn printable(text: &str) -> String {
     text.chars()
@@ -133,6 +177,7 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
     use protocol::progress::Stage;
 
     use super::*;
@@ -180,6 +225,31 @@ mod tests {
         assert!(!drawing.line("a\x1b[2J\nb").contains("\x1b"));
         let longest = drawn.split("\x1b[").map(str::len).max();
         assert!(longest < Some(100), "{longest:?}");
+    }
+
+    #[test]
+    fn long_lines_are_cut_between_words() {
+        assert_eq!(wrapped("ab cd ef", 80), ["ab cd ef"]);
+        assert_eq!(
+            wrapped("one two three four", 12),
+            ["one two", "    three", "    four"]
+        );
+        assert_eq!(
+            wrapped("aaaaaaaaaaaaaaa", 10),
+            ["aaaaaaaaa", "    aaaaa", "    a"]
+        );
+        assert_eq!(wrapped("", 80), [""]);
+        assert_eq!(wrapped("  whole disk", 80), ["  whole disk"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_too_long_and_no_word_is_lost(text in "[a-z ]{0,200}", width in 8usize..100) {
+            let lines = wrapped(&text, width);
+            prop_assert!(lines.iter().all(|line| line.trim_end().chars().count() < width));
+            let letters = |text: &str| text.replace(' ', "");
+            prop_assert_eq!(letters(&lines.concat()), letters(&text));
+        }
     }
 
     #[test]

@@ -28,6 +28,26 @@ pub(crate) fn disks(sysfs: &Path) -> Vec<Disk> {
     found
 }
 
+/// Whether a USB disk has its driver but is no disk yet: the driver waits a second before it looks
+/// (drivers/usb/storage/usb.c, `delay_use`).
+pub(crate) fn usb_disk_is_coming(sysfs: &Path) -> bool {
+    let entries = |path: &Path, prefix: &str| -> Vec<std::path::PathBuf> {
+        let all = fs::read_dir(path).into_iter().flatten().flatten();
+        let fits = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(prefix);
+        all.filter(|entry| fits(&entry.file_name()))
+            .map(|entry| entry.path())
+            .collect()
+    };
+    ["usb-storage", "uas"].iter().any(|driver| {
+        let driver = sysfs.join("bus/usb/drivers").join(driver);
+        let interfaces = entries(&driver, "")
+            .into_iter()
+            .filter(|path| path.is_dir());
+        let mut hosts = interfaces.flat_map(|interface| entries(&interface, "host"));
+        hosts.any(|host| entries(&host, "target").is_empty())
+    })
+}
+
 fn disk(path: &Path, name: &str) -> Option<Disk> {
     let is_other = |prefix: &&str| {
         let rest = name.strip_prefix(*prefix);
@@ -231,6 +251,19 @@ mod tests {
         let disks = disks(machine.0.path());
         assert_eq!(disks.len(), 1);
         assert_eq!(disks[0].model.as_deref(), Some("BJTD4R"));
+    }
+
+    #[test]
+    fn a_usb_disk_without_its_target_is_still_coming() {
+        let machine = Machine::new();
+        let root = machine.0.path();
+        assert!(!usb_disk_is_coming(root));
+        let host = root.join("bus/usb/drivers/usb-storage/1-1:1.0/host3");
+        fs::create_dir_all(&host).unwrap();
+        fs::create_dir_all(root.join("bus/usb/drivers/usb-storage/module")).unwrap();
+        assert!(usb_disk_is_coming(root));
+        fs::create_dir(host.join("target3:0:0")).unwrap();
+        assert!(!usb_disk_is_coming(root));
     }
 
     #[test]

@@ -83,9 +83,9 @@ pub(crate) struct Client {
     random: u64,
 }
 
-/// The first wait for an answer. RFC 2131 §4.1 proposes 4 s for a shared 10 Mbit/s wire; here a lost
-/// frame would cost a person those 4 s.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The first wait for an answer; it doubles. RFC 2131 §4.1 proposes 4 s for a shared 10 Mbit/s wire; here
+/// a lost frame would cost a person those 4 s, and the first frame after link is often lost.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// The longest wait for an answer.
 const LONGEST_WAIT: Duration = Duration::from_secs(16);
 /// How often an offer is asked for before others are looked for.
@@ -474,8 +474,12 @@ mod tests {
             waits.push(client.deadline() - now);
             now = client.deadline();
         }
-        for (wait, least) in waits.iter().zip([1, 2, 4, 8, 16, 16, 16, 16]) {
-            assert!((s(least)..=s(least) * 5 / 4).contains(wait), "{wait:?}");
+        for (wait, least) in waits
+            .iter()
+            .zip([500, 1000, 2000, 4000, 8000, 16000, 16000, 16000])
+        {
+            let least = Duration::from_millis(least);
+            assert!((least..=least * 5 / 4).contains(wait), "{wait:?}");
         }
     }
 

@@ -126,8 +126,10 @@ fn wait_for_disks(roots: &Roots) {
     let mut since = began;
     while began.elapsed() < LATE_DISKS {
         let settled = crate::drivers::settled_for();
-        let quiet = since.elapsed() >= QUIET_DISKS || settled > Some(SETTLED);
-        if settled.is_some() && quiet && known > 0 {
+        let long_ago = settled > Some(SETTLED);
+        let quiet = since.elapsed() >= QUIET_DISKS
+            && !crate::hardware::disks::usb_disk_is_coming(&roots.sysfs);
+        if settled.is_some() && (quiet || long_ago) && known > 0 {
             return;
         }
         std::thread::sleep(Duration::from_millis(50));
