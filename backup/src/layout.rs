@@ -230,7 +230,7 @@ fn has_mbr(disk: &dyn ReadAt, size: u64, sector: SectorSize) -> Result<bool, Lay
         return Ok(true);
     }
     // A damaged table is refused by the caller with its reason; a boot sector is no table.
-    Ok(detect::detect(disk, size)?.is_none())
+    Ok(detect::detect(disk, size)?.is_empty())
 }
 
 fn regions(

@@ -189,6 +189,45 @@ fn a_volume_that_cannot_be_read_is_in_doubt_with_the_place() {
 }
 
 #[test]
+fn signs_of_two_file_systems_are_a_doubt() {
+    let folder = images::folder();
+    let image = folder.path().join("image");
+    images::blank(&image, 8 << 20);
+    let path = image.to_str().unwrap();
+    run("e2fsprogs", "mke2fs", &["-q", "-F", "-t", "ext4", path]);
+    let mut bytes = std::fs::read(&image).unwrap();
+    assert!(survey_volume(&Memory(&bytes), 8 << 20).used.is_ok());
+    run("dosfstools", "mkfs.fat", &[path]);
+    bytes[..512].copy_from_slice(&std::fs::read(&image).unwrap()[..512]);
+    let doubt = survey_volume(&Memory(&bytes), 8 << 20).used.unwrap_err();
+    assert!(doubt.to_string().contains("both ext4 and FAT"), "{doubt}");
+}
+
+#[test]
+fn a_member_of_a_raid_with_its_superblock_at_the_end_is_a_doubt() {
+    let folder = images::folder();
+    let image = folder.path().join("image");
+    images::blank(&image, 8 << 20);
+    run(
+        "e2fsprogs",
+        "mke2fs",
+        &["-q", "-F", image.to_str().unwrap(), "7M"],
+    );
+    let good = std::fs::read(&image).unwrap();
+    // Metadata 1.0, and 0.90 from a machine of each byte order.
+    for (place, magic) in [
+        ((8 << 20) - 8192, [0xfc, 0x4e, 0x2b, 0xa9]),
+        ((8 << 20) - 65536, [0xfc, 0x4e, 0x2b, 0xa9]),
+        ((8 << 20) - 65536, [0xa9, 0x2b, 0x4e, 0xfc]),
+    ] {
+        let mut bytes = good.clone();
+        bytes[place..place + 4].copy_from_slice(&magic);
+        let doubt = survey_volume(&Memory(&bytes), 8 << 20).used.unwrap_err();
+        assert!(doubt.to_string().contains("RAID"), "{doubt}");
+    }
+}
+
+#[test]
 fn heads_stay_inside_a_small_volume() {
     assert_eq!(heads(None, 512), [ByteRange::between(0, 512)]);
     assert_eq!(heads(Some(FileSystemKind::Btrfs), 4096), []);

@@ -17,6 +17,7 @@ use backup::mbr::{MbrError, read_mbr};
 use backup::plan::TableWrite;
 use backup::{ByteRange, SectorSize};
 use images::{Image, Memory, run};
+use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 
 const MIB: u64 = 1 << 20;
 const S512: SectorSize = SectorSize::S512;
@@ -495,4 +496,155 @@ fn a_gpt_with_sectors_of_4096_bytes_survives_on_a_larger_disk() {
     let again = read_gpt(&Memory(&target), larger, sector).unwrap().unwrap();
     assert_eq!(again.warnings, [""; 0]);
     assert_eq!(again.table.partitions().unwrap()[1].last_lba, last);
+}
+
+proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(500))]
+
+    #[test]
+    fn random_damage_to_a_gpt_never_panics_and_regions_stay_right(
+        flips in prop::collection::vec((0usize..3, any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        shown in 0u64..3,
+    ) {
+        static GOOD: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let good = GOOD.get_or_init(|| {
+            let folder = images::folder();
+            let source = folder.path().join("source");
+            sfdisk(&source, 2 * MIB, "label: gpt\nfirst-lba: 34\nsize=256KiB\nsize=512KiB\n");
+            fs::read(&source).unwrap()
+        });
+        let mut bytes = good.clone();
+        for (area, at, value) in flips {
+            let start = [0, 512, bytes.len() - 33 * 512][area];
+            bytes[start + at.index(700).min(33 * 512 - 1)] ^= value;
+        }
+        // Also a disk that was cut short.
+        let size = bytes.len() as u64 - shown * 512;
+        check_layout(&bytes[..size as usize], size);
+    }
+
+    #[test]
+    fn random_damage_to_a_pc_table_never_panics_and_regions_stay_right(
+        flips in prop::collection::vec((0usize..3, 0usize..66, any::<u8>()), 1..4),
+    ) {
+        static GOOD: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let good = GOOD.get_or_init(|| {
+            let folder = images::folder();
+            let source = folder.path().join("source");
+            let script = "label: dos\nstart=64, size=100, type=83\nstart=200, size=1800, type=f\n\
+                          start=264, size=100\nstart=500, size=1000\n";
+            sfdisk(&source, MIB, script);
+            fs::read(&source).unwrap()
+        });
+        let table = read_mbr(&Memory(good), MIB, S512).unwrap();
+        let records = [0, table.extended[0].0 as usize * 512, table.extended[1].0 as usize * 512];
+        let mut bytes = good.clone();
+        for (record, at, value) in flips {
+            bytes[records[record] + 446 + at] ^= value;
+        }
+        check_layout(&bytes, MIB);
+    }
+
+    #[test]
+    fn any_chain_of_logical_partitions_survives_growing(
+        parts in prop::collection::vec((1u64..50, 1u64..50, 1u64..200), 0..12),
+        tail in 0u64..100,
+        grown in 0u64..5000,
+        large in any::<bool>(),
+    ) {
+        let sector = if large { SectorSize::S4096 } else { S512 };
+        let unit = sector.bytes() as usize;
+        // Records, partitions and gaps in a row, and a primary partition before them.
+        let mut at = 20;
+        let places: Vec<(u64, u64, u64)> = parts
+            .iter()
+            .map(|(gap, offset, sectors)| {
+                let record = if at == 20 { 20 } else { at + gap };
+                at = record + offset + sectors;
+                (record, record + offset, *sectors)
+            })
+            .collect();
+        let sectors = at + tail + 1;
+        let mut bytes = vec![0; sectors as usize * unit];
+        let mut put = |record: u64, slot: usize, kind: u8, start: u64, count: u64| {
+            let at = record as usize * unit;
+            bytes[at + 510..at + 512].copy_from_slice(&[0x55, 0xaa]);
+            let entry = at + 446 + 16 * slot;
+            bytes[entry + 4] = kind;
+            bytes[entry + 8..entry + 12].copy_from_slice(&(start as u32).to_le_bytes());
+            bytes[entry + 12..entry + 16].copy_from_slice(&(count as u32).to_le_bytes());
+        };
+        put(0, 0, 0x83, 3, 10);
+        let end = places.last().map_or(0, |(_, start, count)| start + count);
+        for (index, (record, start, count)) in places.iter().enumerate() {
+            if index == 0 {
+                put(0, 1, 0x0f, 20, end + tail - 20);
+            } else {
+                let before = places[index - 1].0;
+                put(before, 1, 5, record - 20, start + count - record);
+            }
+            put(*record, 0, 0x83, start - record, *count);
+        }
+        let size = bytes.len() as u64;
+        check_layout(&bytes, size);
+        let table = read_mbr(&Memory(&bytes), size, sector).unwrap();
+        let mut expected: Vec<(u32, u64, u64)> = vec![(1, 3, 12)];
+        expected.extend((5u32..).zip(&places).map(|(number, (_, start, count))| {
+            (number, *start, start + count - 1)
+        }));
+        let larger = size + grown * sector.bytes();
+        let last = expected.last_mut().unwrap();
+        last.2 += tail + grown;
+        let writes = table.resized_for(larger, Some((last.0, last.2))).unwrap();
+        bytes.resize(larger as usize, 0);
+        for write in &writes {
+            let at = write.offset as usize;
+            bytes[at..at + write.bytes.0.len()].copy_from_slice(&write.bytes.0);
+        }
+        let again = read_mbr(&Memory(&bytes), larger, sector).unwrap();
+        let found: Vec<_> = again
+            .partitions()
+            .unwrap()
+            .iter()
+            .map(|part| (part.number, part.first_lba, part.last_lba))
+            .collect();
+        prop_assert_eq!(found, expected);
+        prop_assert!(writes.iter().all(|write| write.bytes.0.len() == unit));
+    }
+}
+
+/// Whatever is on the disk, the regions and the table either cover it once or are refused.
+fn check_layout(bytes: &[u8], size: u64) {
+    let sector = if size.is_multiple_of(4096) {
+        SectorSize::S4096
+    } else {
+        S512
+    };
+    for sector in [S512, sector] {
+        let Ok(layout) = survey_disk(&Memory(bytes), size, sector) else {
+            continue;
+        };
+        let mut end = 0;
+        for region in &layout.regions {
+            assert!(region.range.start() >= end && !region.range.is_empty());
+            end = region.range.end();
+            assert!(end <= size);
+        }
+        let covered: u64 = layout.regions.iter().map(|region| region.range.len()).sum();
+        let own = match &layout.table {
+            PartitionTable::None => 0,
+            PartitionTable::Mbr(table) => (1 + table.extended.len() as u64) * sector.bytes(),
+            // Two copies, or one of them lost.
+            PartitionTable::Gpt(table) => {
+                let entries = table.entries.0.len() as u64;
+                let one = 2 * sector.bytes() + entries;
+                if covered + one == size {
+                    one
+                } else {
+                    one + entries + sector.bytes()
+                }
+            }
+        };
+        assert_eq!(covered + own, size);
+    }
 }

@@ -13,36 +13,48 @@ const HEAD_LEN: usize = 8192;
 /// Where Btrfs keeps its first superblock.
 const BTRFS_SUPERBLOCK: u64 = 64 << 10;
 
-/// Recognises the file system of a volume of `size` bytes.
+/// All file systems whose signs a volume of `size` bytes bears, in the order in which they count.
+/// More than one means that a formatting left signs of what was there before.
 ///
 /// # Errors
 /// [`ReadError`] when the volume's first bytes cannot be read.
-pub fn detect(volume: &dyn ReadAt, size: u64) -> Result<Option<Volume>, ReadError> {
+pub fn detect(volume: &dyn ReadAt, size: u64) -> Result<Vec<Volume>, ReadError> {
     let mut head = vec![0; HEAD_LEN];
     let have = usize::try_from(size).unwrap_or(HEAD_LEN).min(HEAD_LEN);
     volume.read_at(0, &mut head[..have])?;
-    if let Some(found) = from_head(&head, size) {
-        return Ok(Some(found));
-    }
+    // Containers first: a LUKS or LVM header may be followed by what the disk held before.
+    let signs = [luks, lvm, bitlocker, xfs, exfat, ntfs, swap, ext, fat];
+    let mut found: Vec<Volume> = signs.iter().filter_map(|sign| sign(&head, size)).collect();
     if size >= BTRFS_SUPERBLOCK + 4096 {
         let mut superblock = vec![0; 4096];
         volume.read_at(BTRFS_SUPERBLOCK, &mut superblock)?;
-        return Ok(btrfs(&superblock, size));
+        found.extend(btrfs(&superblock, size));
     }
-    Ok(None)
+    Ok(found)
 }
 
-fn from_head(head: &[u8], size: u64) -> Option<Volume> {
-    // Containers first: a LUKS or LVM header may be followed by what the disk held before.
-    luks(head, size)
-        .or_else(|| lvm(head, size))
-        .or_else(|| bitlocker(head, size))
-        .or_else(|| xfs(head, size))
-        .or_else(|| exfat(head, size))
-        .or_else(|| ntfs(head, size))
-        .or_else(|| swap(head, size))
-        .or_else(|| ext(head, size))
-        .or_else(|| fat(head, size))
+/// Whether a volume is a member of an md RAID with its superblock at the end (metadata 0.90 and 1.0,
+/// `Documentation/admin-guide/md.rst`): such a member of a mirror looks like its file system.
+///
+/// # Errors
+/// [`ReadError`] when the volume's end cannot be read.
+pub fn is_raid_member(volume: &dyn ReadAt, size: u64) -> Result<bool, ReadError> {
+    const MAGIC: u32 = 0xa92b_4efc;
+    const OLD_RESERVED: u64 = 64 << 10;
+    let old = (size - size % OLD_RESERVED).checked_sub(OLD_RESERVED);
+    // 8 KiB before the end, on a border of 4 KiB.
+    let new = (size - size % 512)
+        .checked_sub(8192)
+        .map(|at| at - at % 4096);
+    for place in [old, new].into_iter().flatten() {
+        let mut magic = [0; 4];
+        volume.read_at(place, &mut magic)?;
+        // Metadata 0.90 has the byte order of the machine that made it.
+        if le32(&magic, 0) == MAGIC || u32::from_be_bytes(magic) == MAGIC {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A volume without label, UUID and used bytes.

@@ -90,37 +90,14 @@ impl ReadAt for Section<'_> {
 /// returns: what is not understood is a [`Doubt`].
 #[must_use]
 pub fn survey_volume(volume: &dyn ReadAt, size: u64) -> Survey {
-    let found = match detect::detect(volume, size) {
-        Ok(found) => found,
-        Err(error) => {
-            return Survey {
-                volume: None,
-                used: Err(Doubt::Read(error)),
-                heads: heads(None, size),
-            };
+    let signs = detect::detect(volume, size)
+        .and_then(|found| Ok((found, detect::is_raid_member(volume, size)?)));
+    let (found, used) = match signs {
+        Err(error) => (None, Err(Doubt::Read(error))),
+        Ok((found, raid)) => {
+            let used = used(volume, size, &found, raid);
+            (found.into_iter().next(), used)
         }
-    };
-    let used = match &found {
-        Some(Volume {
-            file_system: FileSystemKind::Fat12 | FileSystemKind::Fat16 | FileSystemKind::Fat32,
-            ..
-        }) => fat::used(volume, size),
-        Some(Volume {
-            file_system: FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4,
-            ..
-        }) => ext::used(volume, size),
-        // The content of swap is dead once its machine is off; its first page makes it swap.
-        Some(Volume {
-            file_system: FileSystemKind::Swap,
-            ..
-        }) => Ok(vec![ByteRange::between(0, 4096)]),
-        None => Err(Doubt::Untrusted(
-            "no file system that is known here".to_owned(),
-        )),
-        Some(found) => Err(Doubt::Untrusted(format!(
-            "{} is saved whole",
-            found.file_system
-        ))),
     };
     let volume = found.map(|found| Volume {
         // A FAT does not say how much of it is in use, its clusters do.
@@ -134,6 +111,39 @@ pub fn survey_volume(volume: &dyn ReadAt, size: u64) -> Survey {
         heads: heads(volume.as_ref().map(|volume| volume.file_system), size),
         used,
         volume,
+    }
+}
+
+fn used(
+    volume: &dyn ReadAt,
+    size: u64,
+    found: &[Volume],
+    raid: bool,
+) -> Result<Vec<ByteRange>, Doubt> {
+    let untrusted = |reason: String| Err(Doubt::Untrusted(reason));
+    let kind = match found {
+        [] => return untrusted("no file system that is known here".to_owned()),
+        [one] => one.file_system,
+        [one, other, ..] => {
+            return untrusted(format!(
+                "it bears signs of both {} and {}",
+                one.file_system, other.file_system
+            ));
+        }
+    };
+    if raid {
+        return untrusted("it is a member of a software RAID".to_owned());
+    }
+    match kind {
+        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => {
+            ext::used(volume, size)
+        }
+        FileSystemKind::Fat12 | FileSystemKind::Fat16 | FileSystemKind::Fat32 => {
+            fat::used(volume, size)
+        }
+        // The content of swap is dead once its machine is off; its first page makes it swap.
+        FileSystemKind::Swap => Ok(vec![ByteRange::between(0, 4096)]),
+        kind => untrusted(format!("{kind} is saved whole")),
     }
 }
 
