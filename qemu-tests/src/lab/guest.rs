@@ -23,6 +23,14 @@ const QEMU: &str = "qemu-system-x86_64";
 /// How often a process is asked whether it has ended.
 const TICK: Duration = Duration::from_millis(50);
 
+/// The last that Linux says when it dies.
+const PANIC: &str = "---[ end Kernel panic - not syncing";
+/// Linux gives up when its timer stands still for some ticks at its start: QEMU's main thread did not get
+/// the computer in time. Nobody's fault but that of a busy host.
+const STARVED: &str = "IO-APIC + timer doesn't work";
+/// Starts that such a machine gets.
+const MOST_RESETS: u32 = 5;
+
 /// How a disk is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum DiskBus {
@@ -156,6 +164,14 @@ pub(crate) enum GuestError {
         /// How long was waited.
         allowed: String,
     },
+    /// Its kernel died.
+    #[error("the kernel of {name} died: {line}")]
+    Panicked {
+        /// Name of the machine.
+        name: String,
+        /// The line that says so.
+        line: String,
+    },
     /// A wait on the console failed.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -179,6 +195,10 @@ pub(crate) struct Guest {
     qemu: Child,
     console: Console,
     qmp: Qmp,
+    ends_at_reset: bool,
+    /// How far the console was searched for a panic.
+    examined: usize,
+    resets: u32,
     // Holds the sockets; removed with the machine.
     _runtime: tempfile::TempDir,
 }
@@ -217,6 +237,9 @@ impl Guest {
                 name: config.name.clone(),
                 qemu,
                 console,
+                ends_at_reset: config.ends_at_reset,
+                examined: 0,
+                resets: 0,
                 qmp: qmp.map_err(|source| GuestError::Control {
                     name: config.name.clone(),
                     source,
@@ -241,6 +264,52 @@ impl Guest {
     /// Whether the machine has power: it has not switched itself off and QEMU has not ended.
     pub(crate) fn is_on(&mut self) -> bool {
         matches!(self.qemu.try_wait(), Ok(None))
+    }
+
+    /// Waits for words on the console; a dead kernel ends the wait.
+    pub(crate) fn wait_for(
+        &mut self,
+        words: &str,
+        deadline: Deadline,
+    ) -> Result<String, GuestError> {
+        loop {
+            let sighting = self.console.wait_for_any(&[words, PANIC], deadline)?;
+            if sighting.which == 0 {
+                return Ok(sighting.line);
+            }
+            // The rest of the line is on its way.
+            std::thread::sleep(TICK);
+            self.check_for_panic()?;
+        }
+    }
+
+    /// Fails when the kernel died. A death that only a busy host explains is answered with a reset.
+    pub(crate) fn check_for_panic(&mut self) -> Result<(), GuestError> {
+        let Some(end) = self.console.find_after(self.examined, PANIC) else {
+            return Ok(());
+        };
+        // The reason stands behind the words.
+        let line = self.console.line_at(end);
+        self.examined = end;
+        if !line.contains(STARVED) || self.resets == MOST_RESETS {
+            return Err(GuestError::Panicked {
+                name: self.name.clone(),
+                line,
+            });
+        }
+        self.resets += 1;
+        log::warn!(
+            "{}: the emulated timer stood still on this busy computer; reset",
+            self.name
+        );
+        self.control("set-action", json!({ "reboot": "reset" }))?;
+        self.control("system_reset", json!({}))?;
+        let action = if self.ends_at_reset {
+            "shutdown"
+        } else {
+            "reset"
+        };
+        self.control("set-action", json!({ "reboot": action }))
     }
 
     /// Saves what the screen shows, as a PPM picture.

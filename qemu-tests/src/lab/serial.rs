@@ -181,6 +181,23 @@ impl Console {
             .map_err(error)
     }
 
+    /// Where the first `text` after `from` ends. Waits are not affected.
+    pub(crate) fn find_after(&self, from: usize, text: &str) -> Option<usize> {
+        find_first(&self.shared.lock().text, from, &[text]).map(|(_, end)| end)
+    }
+
+    /// The whole line around a place that [`Console::find_after`] gave, as far as it has come.
+    pub(crate) fn line_at(&self, place: usize) -> String {
+        let screen = self.shared.lock();
+        let start = screen.text[..place]
+            .rfind('\n')
+            .map_or(0, |newline| newline + 1);
+        let end = screen.text[place..]
+            .find('\n')
+            .map_or(screen.text.len(), |newline| place + newline);
+        screen.text[start..end].to_owned()
+    }
+
     /// Whether a text has been on the console at any time.
     pub(crate) fn has_shown(&self, text: &str) -> bool {
         self.shared.lock().text.contains(text)

@@ -281,7 +281,9 @@ fn provision(work: &Path) -> Result<(), SourceError> {
         kernel: Some(DirectKernel {
             kernel: work.join("vmlinuz"),
             initrd: work.join("initrd"),
-            command_line: format!("root=UUID={ROOT_UUID} console=ttyS0,115200 lab.provision"),
+            command_line: format!(
+                "root=UUID={ROOT_UUID} console=ttyS0,115200 no_timer_check lab.provision"
+            ),
         }),
         ends_at_reset: true,
         logs: work.to_owned(),

@@ -1,10 +1,12 @@
 //! Hardware of several makes: the environment finds the drivers for it.
 
 use anyhow::ensure;
+use std::time::Duration;
 
 use super::machine::Machine;
 use super::site::Site;
 use super::stage::Stage;
+use crate::lab::deadline::Deadline;
 use crate::lab::disk;
 use crate::lab::firmware::FirmwareKind;
 use crate::lab::guest::{DiskBus, DiskDevice};
@@ -26,20 +28,28 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
         });
     }
     let mut guest = machine.switch_on(stage, Some(&port), "boot")?;
-    let view = site.wait_for_beacon(&machine, &mut guest)?;
-    let serials: Vec<&str> = view
-        .inventory
-        .disks
-        .iter()
-        .filter_map(|disk| disk.serial.as_deref())
-        .collect();
-    stage.say(&format!("the beacon names disks {serials:?}"));
-    for wanted in ["BARE-DISK", "ON-NVME", "ON-AHCI"] {
+    site.wait_for_beacon(&machine, &mut guest)?;
+    // Disks may come up later than the network; a later beacon has them.
+    let wanted = ["BARE-DISK", "ON-NVME", "ON-AHCI"];
+    let deadline = Deadline::seconds(60);
+    let view = loop {
+        let view = site.wait_for_beacon(&machine, &mut guest)?;
+        let serials: Vec<&str> = view
+            .inventory
+            .disks
+            .iter()
+            .filter_map(|disk| disk.serial.as_deref())
+            .collect();
+        if wanted.iter().all(|serial| serials.contains(serial)) {
+            break view;
+        }
         ensure!(
-            serials.contains(&wanted),
-            "the disk {wanted} is not in the beacon: {serials:?}"
+            deadline.remaining().is_some(),
+            "of the disks {wanted:?} the beacon names {serials:?} only"
         );
-    }
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    stage.say("the beacon names every disk");
     let missing = &view.inventory.without_driver;
     ensure!(missing.is_empty(), "devices without a driver: {missing:?}");
     Ok(())

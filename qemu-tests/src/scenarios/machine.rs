@@ -140,9 +140,7 @@ impl Machine {
 
 /// Waits until the restored or original system asks who is there.
 pub(crate) fn wait_for_login(stage: &Stage<'_>, guest: &mut Guest) -> anyhow::Result<()> {
-    let waited = guest
-        .console()
-        .wait_for(LOGIN_PROMPT, Deadline::seconds(240));
+    let waited = guest.wait_for(LOGIN_PROMPT, Deadline::seconds(240));
     if waited.is_err() {
         // Some things are said on the screen only. A machine that has gone off has none.
         let picture = stage.logs().join("screen-without-login.ppm");

@@ -105,6 +105,7 @@ impl<'a, L> Site<'a, L> {
                 }) => bail!("the agent says: {error}"),
                 _ => {}
             }
+            guest.check_for_panic()?;
             ensure!(
                 guest.is_on(),
                 "{} went off before its first beacon",
