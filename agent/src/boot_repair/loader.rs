@@ -20,6 +20,14 @@ pub(crate) fn fallback_name(architecture: &str) -> Option<&'static str> {
     }
 }
 
+/// Whether the EFI system partition mounted at `root` has the fallback loader.
+///
+/// # Errors
+/// What the system says of reading it.
+pub(crate) fn has_fallback(root: &Path, name: &str) -> io::Result<bool> {
+    Ok(find(root, &["EFI", "BOOT", name])?.is_some())
+}
+
 /// Puts a fallback loader on the EFI system partition mounted at `root`, when it has none, from the
 /// first of `loaders` (paths with backslashes) that is there. Says what was copied.
 ///
@@ -30,7 +38,7 @@ pub(crate) fn ensure_fallback(
     name: &str,
     loaders: &[String],
 ) -> io::Result<Option<String>> {
-    if find(root, &["EFI", "BOOT", name])?.is_some() {
+    if has_fallback(root, name)? {
         return Ok(None);
     }
     for loader in loaders {

@@ -19,6 +19,7 @@ use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::hardware::disks::disks;
 use crate::job::error::Fault;
 use crate::job::platform::{Loader, Platform};
+use crate::log::chain;
 use crate::sys;
 
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
@@ -99,7 +100,7 @@ impl Platform for Kernel {
                 .filter(same)
                 .map(|loader| loader.path.clone())
                 .collect();
-            sentences.extend(repair_esp(&added.node(esp.number), name, &paths)?);
+            sentences.extend(repair_esp(&added.node(esp.number), name, &paths));
         }
         added.remove()?;
         Ok(sentences)
@@ -322,28 +323,47 @@ fn run_tool(name: &str, arguments: &[&std::ffi::OsStr]) -> Result<(Option<i32>, 
     Ok((output.status.code(), end))
 }
 
-/// Mounts the EFI system partition, puts the fallback loader on it when it has none.
-fn repair_esp(node: &Path, name: &str, loaders: &[String]) -> Result<Option<String>, Fault> {
-    let boot = |what: String| move |source: io::Error| Fault::Boot { what, source };
+/// Puts the fallback loader on the EFI system partition when it has none. A partition that cannot be
+/// mounted is said and left: it is as it was in the backup, and nothing else is wrong with the disk.
+fn repair_esp(node: &Path, name: &str, loaders: &[String]) -> Option<String> {
+    if let Err(error) = crate::drivers::load("vfat") {
+        log::warn!("vfat: {}", chain(&error));
+    }
+    // Read only at first: a partition that needs nothing is not even marked as mounted.
+    let copied = with_mounted(node, MsFlags::MS_RDONLY, |root| {
+        loader::has_fallback(root, name)
+    })
+    .and_then(|found| {
+        if found {
+            return Ok(None);
+        }
+        with_mounted(node, MsFlags::MS_NOATIME, |root| {
+            loader::ensure_fallback(root, name, loaders)
+        })
+        .map(|copied| {
+            Some(copied.unwrap_or_else(|| {
+                format!("No boot loader is known for \\EFI\\BOOT\\{name}; there is none.")
+            }))
+        })
+    });
+    copied.unwrap_or_else(|error| {
+        log::warn!("{}: {error}", node.display());
+        Some(format!(
+            "The EFI system partition was not checked for \\EFI\\BOOT\\{name}: {error}."
+        ))
+    })
+}
+
+fn with_mounted<T>(
+    node: &Path,
+    flags: MsFlags,
+    work: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
     let root = Path::new(MOUNT_POINT);
-    let unmounted = format!(
-        "the EFI system partition {} cannot be mounted",
-        node.display()
-    );
-    std::fs::create_dir_all(root).map_err(boot(unmounted.clone()))?;
-    mount(
-        Some(node),
-        root,
-        Some("vfat"),
-        MsFlags::MS_NOATIME,
-        None::<&str>,
-    )
-    .map_err(|error| boot(unmounted)(error.into()))?;
-    let copied = loader::ensure_fallback(root, name, loaders);
+    std::fs::create_dir_all(root)?;
+    mount(Some(node), root, Some("vfat"), flags, None::<&str>)?;
+    let result = work(root);
     // Unmounting writes everything out.
-    let unmount = umount(root);
-    let said = copied.map_err(boot(format!("\\EFI\\BOOT\\{name} cannot be copied")))?;
-    unmount
-        .map_err(|error| boot(format!("{} cannot be unmounted", node.display()))(error.into()))?;
-    Ok(said)
+    umount(root)?;
+    result
 }
