@@ -100,7 +100,7 @@ pub(crate) struct ServeArgs {
     /// Network interface to serve; may be repeated
     #[arg(long, value_name = "NAME")]
     interface: Vec<String>,
-    /// Addresses to give to machines, when the configuration has no [[subnet]]:
+    /// Addresses to give to machines, when the configuration has no subnet:
     /// some of the interface's network that no other DHCP server gives
     #[arg(long, value_name = "FIRST-LAST")]
     pool: Option<String>,

@@ -13,6 +13,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
+    thread::JoinHandle,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -26,6 +27,8 @@ const EVENTS_OF_A_MACHINE: usize = 200;
 const MACHINES: usize = 2_000;
 /// Events that may wait for the disk; more are kept in memory only.
 const WAITING: usize = 4_096;
+/// Events kept on disk; the oldest go first.
+const ON_DISK: i64 = 200_000;
 /// Events older than this are deleted at start.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -97,7 +100,13 @@ pub(crate) struct Timeline {
 /// The recorder.
 pub(crate) struct FlightRecorder {
     memory: Mutex<Memory>,
-    disk: Option<SyncSender<(MacAddress, Event)>>,
+    disk: Option<Disk>,
+}
+
+/// The way to the disk: dropping the sender ends the thread once everything is written.
+struct Disk {
+    sender: Option<SyncSender<(MacAddress, Event)>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -150,17 +159,21 @@ impl FlightRecorder {
         let mut recorder = Self::in_memory();
         recorder.load(&connection)?;
         let (sender, receiver) = sync_channel(WAITING);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("flight-recorder".into())
             .spawn(move || write_events(connection, &receiver))?;
-        recorder.disk = Some(sender);
+        recorder.disk = Some(Disk {
+            sender: Some(sender),
+            thread: Some(thread),
+        });
         Ok(recorder)
     }
 
     fn load(&self, connection: &Connection) -> Result<(), rusqlite::Error> {
         let mut query = connection.prepare(
             "SELECT mac, at, stage, trouble, text FROM
-               (SELECT * FROM flight_event ORDER BY at DESC LIMIT 100000) ORDER BY at",
+               (SELECT rowid AS number, * FROM flight_event ORDER BY rowid DESC LIMIT 100000)
+             ORDER BY number",
         )?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
@@ -194,9 +207,9 @@ impl FlightRecorder {
             text,
         };
         self.lock().add(mac, event.clone());
-        if let Some(disk) = &self.disk {
+        if let Some(sender) = self.disk.as_ref().and_then(|disk| disk.sender.as_ref()) {
             // Full: the disk is slower than the machines. The event is in memory.
-            let _ = disk.try_send((mac, event));
+            let _ = sender.try_send((mac, event));
         }
     }
 
@@ -258,6 +271,16 @@ impl FlightRecorder {
     fn lock(&self) -> MutexGuard<'_, Memory> {
         // Each change is one insertion: a panic elsewhere leaves nothing half done.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        drop(self.sender.take());
+        if let Some(thread) = self.thread.take() {
+            // A writer that panicked has said so; there is nothing left to save.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -360,11 +383,17 @@ fn clock(at: u64) -> String {
 }
 
 fn write_events(mut connection: Connection, receiver: &Receiver<(MacAddress, Event)>) {
+    let mut since_trimmed = 0;
     while let Ok(first) = receiver.recv() {
         let batch: Vec<_> = std::iter::once(first)
             .chain(receiver.try_iter().take(500))
             .collect();
-        if let Err(error) = write_batch(&mut connection, &batch) {
+        since_trimmed += batch.len();
+        let trim = since_trimmed >= 1000;
+        if trim {
+            since_trimmed = 0;
+        }
+        if let Err(error) = write_batch(&mut connection, &batch, trim) {
             log::warn!(
                 "{} flight recorder events are in memory only: {error}",
                 batch.len()
@@ -376,6 +405,7 @@ fn write_events(mut connection: Connection, receiver: &Receiver<(MacAddress, Eve
 fn write_batch(
     connection: &mut Connection,
     batch: &[(MacAddress, Event)],
+    trim: bool,
 ) -> Result<(), rusqlite::Error> {
     let transaction = connection.transaction()?;
     for (mac, event) in batch {
@@ -388,6 +418,14 @@ fn write_batch(
                 event.trouble,
                 event.text
             ])?;
+    }
+    if trim {
+        // Row numbers only grow, because the newest row is never deleted.
+        transaction.execute(
+            "DELETE FROM flight_event
+             WHERE rowid <= (SELECT max(rowid) FROM flight_event) - ?1",
+            [ON_DISK],
+        )?;
     }
     transaction.commit()
 }
@@ -455,6 +493,23 @@ mod tests {
         assert_eq!(recorder.machine_told("snponly.efi"), Some(mac(1)));
         recorder.told(mac(3), "snponly.efi");
         assert_eq!(recorder.machine_told("snponly.efi"), None);
+    }
+
+    #[test]
+    fn a_later_run_knows_the_events_of_an_earlier_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state.sqlite");
+        let recorder = FlightRecorder::open(&path).expect("a database");
+        for number in 0..1500 {
+            recorder.record(mac(1), Stage::Http, number == 1499, number.to_string());
+        }
+        let before = recorder.timeline(mac(1));
+        drop(recorder);
+        let after = FlightRecorder::open(&path)
+            .expect("a database")
+            .timeline(mac(1));
+        assert_eq!(after.diagnosis.as_deref(), Some("1499"));
+        assert_eq!(after.events.last(), before.events.last());
     }
 
     #[test]

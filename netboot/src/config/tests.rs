@@ -164,3 +164,16 @@ fn a_pool_option_is_for_starts_without_subnets() {
     assert!(pool("10.1.0.9-10.1.0.5", interface).is_err());
     assert!(pool("10.1.0.5-10.1.0.9", WHOLE).is_err());
 }
+
+#[test]
+fn the_example_is_right_and_says_the_defaults() {
+    let example = parse(include_str!("../../netboot.example.toml")).expect("right");
+    let bare = parse("[network]\ninterface = \"eth0\"").expect("right");
+    let stripped = Config {
+        advertised_port: None,
+        subnets: Vec::new(),
+        reservations: HashMap::new(),
+        ..example
+    };
+    assert_eq!(stripped, bare);
+}
