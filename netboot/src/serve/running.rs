@@ -1,0 +1,299 @@
+//! The running server: opens its doors, gives each protocol its own, and waits for the end.
+//!
+//! Not here: what is checked before (`serve`, `links`), how a socket is opened (`sockets`).
+
+use std::{
+    fs, io,
+    net::{TcpListener, UdpSocket},
+    os::unix::net::UnixListener,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    thread,
+};
+
+use async_channel::{Receiver, Sender};
+use async_signal::{Signal, Signals};
+use futures_lite::StreamExt;
+use smol::{Async, Executor, Task};
+
+use super::{ServeError, links::Link};
+use crate::{
+    boot_catalogue::BootCatalogue,
+    boot_policy::{INITRAMFS, KERNEL},
+    config::Config,
+    dhcp::{
+        lease_store::{LeaseStore, SqliteLeases},
+        server::{DhcpServer, Settings},
+        service::DhcpService,
+    },
+    flight_recorder::FlightRecorder,
+    http::{Recovery, agent_api, boot_files, boot_files::BootFiles, operator_api, server},
+    sockets::{self, DhcpSocket, OpenError},
+    store::DataLock,
+    tftp::{server::TftpServer, transfer::Limits},
+};
+
+/// Threads for everything but DHCP; transfers wait for the network, not for the processor.
+const THREADS: usize = 2;
+/// Largest TFTP window: what a small switch port can queue.
+const TFTP_WINDOW: u16 = 64;
+
+/// Serves until a signal comes or a part of the server dies.
+///
+/// # Errors
+/// Whatever cannot be opened, or died.
+pub(super) fn serve(
+    config: &Config,
+    links: &[Link],
+    mut settings: Settings,
+) -> Result<(), ServeError> {
+    raise_file_limit();
+    // Held to the end: one server on a data directory.
+    let _lock = DataLock::take(&config.data_dir)?;
+    let doors = Doors::open(config, links)?;
+    let ready = doors.ready_line(links);
+    let http_port = config.advertised_port.unwrap_or(doors.http_port());
+    for subnet in &mut settings.subnets {
+        subnet.http_port = http_port;
+    }
+    let own_address = links[0].address;
+    let address = settings
+        .subnets
+        .first()
+        .map_or(own_address, |subnet| subnet.server);
+
+    let state = config.data_dir.join("state.sqlite");
+    let catalogue = Arc::new(BootCatalogue::read(&config.boot_files, &config.loaders)?);
+    warn_of_missing_files(config, &catalogue);
+    let recorder = Arc::new(FlightRecorder::open(&state)?);
+    let recovery = Arc::new(Recovery::open(&config.data_dir, Arc::clone(&recorder))?);
+    let boot = Arc::new(BootFiles {
+        catalogue: Arc::clone(&catalogue),
+        directory: Arc::clone(&recovery) as _,
+        unknown: config.unknown_machines,
+        recorder: Arc::clone(&recorder),
+        fallback_url: format!("http://{address}:{http_port}"),
+    });
+
+    let parts = Parts::new();
+    let (stop, stopped) = server::stop_channel();
+    let mut stopping = Vec::new();
+    let machines = boot_files::router(boot).merge(agent_api::router(Arc::clone(&recovery)));
+    for listener in doors.http {
+        let (router, pool) = (machines.clone(), Arc::clone(&parts.executor));
+        let task = server::serve(listener, router, pool, stopped.clone());
+        stopping.push(parts.start("the HTTP server", task));
+    }
+    let (router, pool) = (operator_api::router(recovery), Arc::clone(&parts.executor));
+    let task = server::serve(doors.control, router, pool, stopped);
+    stopping.push(parts.start("the control socket", task));
+    let limits = Limits {
+        block_size: config.tftp_block_size,
+        window: TFTP_WINDOW,
+    };
+    let tftp = TftpServer::new(Arc::clone(&catalogue), Arc::clone(&recorder), limits);
+    let tftp = Arc::new(tftp);
+    for socket in doors.tftp {
+        let task = Arc::clone(&tftp).run(socket, Arc::clone(&parts.executor));
+        parts.start("the TFTP server", task).detach();
+    }
+    if !doors.dhcp.is_empty() {
+        let mut store = SqliteLeases::open(&state)?;
+        let leases = store.load()?;
+        for lease in &leases {
+            recorder.granted(lease.mac, lease.address);
+        }
+        let server = DhcpServer::new(settings, leases);
+        let service = Arc::new(DhcpService::new(
+            server,
+            Box::new(store),
+            catalogue,
+            recorder,
+        ));
+        for socket in doors.dhcp {
+            parts.start_thread("the DHCP server", Arc::clone(&service).run(socket))?;
+        }
+    }
+    let signals =
+        Signals::new([Signal::Term, Signal::Int]).map_err(|source| ServeError::System {
+            what: "listening for signals",
+            source,
+        })?;
+    parts.start_workers()?;
+    eprintln!("{ready}");
+    let ended = smol::block_on(parts.executor.run(async {
+        let ended = smol::future::or(wait_for(signals), parts.death()).await;
+        // Answers that are being given are given to their end, for some seconds.
+        drop(stop);
+        for task in stopping {
+            task.await;
+        }
+        ended
+    }));
+    let _ = fs::remove_file(control_path(config));
+    ended
+}
+
+/// Every socket of the server, open.
+struct Doors {
+    control: Async<UnixListener>,
+    http: Vec<Async<TcpListener>>,
+    tftp: Vec<Async<UdpSocket>>,
+    dhcp: Vec<DhcpSocket>,
+}
+
+impl Doors {
+    fn open(config: &Config, links: &[Link]) -> Result<Self, OpenError> {
+        let dhcp = |link: &Link| {
+            let port = config.dhcp.as_ref()?.port;
+            Some(match &link.interface {
+                Some(interface) => DhcpSocket::on_interface(interface, port),
+                None => DhcpSocket::on_address(link.address, port),
+            })
+        };
+        let each = || links.iter().map(|link| link.address);
+        Ok(Self {
+            control: sockets::control(&control_path(config))?,
+            http: each()
+                .map(|address| sockets::http(address, config.http_port))
+                .collect::<Result<_, _>>()?,
+            tftp: each()
+                .map(|address| sockets::tftp(address, config.tftp_port))
+                .collect::<Result<_, _>>()?,
+            dhcp: links.iter().filter_map(dhcp).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn http_port(&self) -> u16 {
+        let first = self.http.first();
+        first
+            .and_then(|listener| listener.get_ref().local_addr().ok())
+            .map_or(0, |address| address.port())
+    }
+
+    fn ready_line(&self, links: &[Link]) -> String {
+        let names: Vec<_> = links.iter().map(Link::name).collect();
+        let dhcp = self.dhcp.first();
+        let dhcp = dhcp.map_or("off".to_owned(), |socket| socket.port().to_string());
+        let tftp = self.tftp.first();
+        let tftp = tftp
+            .and_then(|socket| socket.get_ref().local_addr().ok())
+            .map_or(0, |address| address.port());
+        let http = self.http_port();
+        format!(
+            "netboot: serving on {}: dhcp {dhcp}, tftp {tftp}, http {http}",
+            names.join(", ")
+        )
+    }
+}
+
+fn control_path(config: &Config) -> PathBuf {
+    config.data_dir.join("control.sock")
+}
+
+fn warn_of_missing_files(config: &Config, catalogue: &BootCatalogue) {
+    for name in [KERNEL, INITRAMFS] {
+        if !catalogue.has(name) {
+            let folder = config.boot_files.display();
+            log::warn!("{name} is not in {folder}: no machine can be restored");
+        }
+    }
+}
+
+/// The parts of the server at work, and how it is learnt that one of them died.
+struct Parts {
+    executor: Arc<Executor<'static>>,
+    died: Sender<ServeError>,
+    deaths: Receiver<ServeError>,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let (died, deaths) = async_channel::unbounded();
+        Self {
+            executor: Arc::new(Executor::new()),
+            died,
+            deaths,
+        }
+    }
+
+    fn start(
+        &self,
+        what: &'static str,
+        task: impl Future<Output = io::Result<()>> + Send + 'static,
+    ) -> Task<()> {
+        self.executor.spawn(self.watch(what, Box::pin(task)))
+    }
+
+    /// On a thread of its own, for a part that waits for the disk.
+    fn start_thread(
+        &self,
+        what: &'static str,
+        task: impl Future<Output = io::Result<()>> + Send + 'static,
+    ) -> Result<(), ServeError> {
+        let task = self.watch(what, Box::pin(task));
+        spawn_thread(move || smol::block_on(task))
+    }
+
+    fn start_workers(&self) -> Result<(), ServeError> {
+        for _ in 1..THREADS {
+            let executor = Arc::clone(&self.executor);
+            let forever = std::future::pending::<()>();
+            spawn_thread(move || smol::block_on(executor.run(forever)))?;
+        }
+        Ok(())
+    }
+
+    fn watch(
+        &self,
+        what: &'static str,
+        task: Pin<Box<dyn Future<Output = io::Result<()>> + Send>>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let died = self.died.clone();
+        async move {
+            if let Err(source) = task.await {
+                // The receiver lives as long as the server.
+                let _ = died.send(ServeError::System { what, source }).await;
+            }
+        }
+    }
+
+    async fn death(&self) -> Result<(), ServeError> {
+        match self.deaths.recv().await {
+            Ok(error) => Err(error),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn spawn_thread(run: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
+    let started = thread::Builder::new().name("serve".into()).spawn(run);
+    started.map(drop).map_err(|source| ServeError::System {
+        what: "starting a thread",
+        source,
+    })
+}
+
+async fn wait_for(mut signals: Signals) -> Result<(), ServeError> {
+    let signal = signals.next().await;
+    log::info!(
+        "stopping: {}",
+        match signal {
+            Some(Ok(Signal::Int)) => "interrupted",
+            _ => "told to end",
+        }
+    );
+    Ok(())
+}
+
+/// Each transfer and connection is a file descriptor; the usual soft limit of 1024 is less than a
+/// room of machines.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(65_536), hard));
+    if let Err(error) = raised {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
+}
