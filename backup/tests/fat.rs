@@ -216,13 +216,13 @@ fn a_fat_volume_that_is_not_clean_is_in_doubt() {
 #[test]
 fn random_damage_never_panics_and_never_leaves_the_volume() {
     let folder = images::folder();
-    for (size, options) in [
-        (2 * MIB, &["-F", "12"][..]),
-        (8 * MIB, &["-F", "16", "-s", "1", "-f", "1"]),
-        (34 * MIB, &["-F", "32", "-s", "1", "-f", "1"]),
+    for (size, cases, options) in [
+        (2 * MIB, 300, &["-F", "12"][..]),
+        (8 * MIB, 200, &["-F", "16", "-s", "1", "-f", "1"]),
+        (34 * MIB, 60, &["-F", "32", "-s", "1", "-f", "1"]),
     ] {
         let image = fs::read(make(folder.path(), size, options)).unwrap();
-        let config = proptest::test_runner::Config::with_cases(150);
+        let config = proptest::test_runner::Config::with_cases(cases);
         proptest!(config, |(flips in proptest::collection::vec(
             (0usize..16 * 1024, any::<u8>()), 1..8), in_boot in any::<bool>())| {
             let mut damaged = image.clone();
