@@ -388,3 +388,111 @@ fn from_json<T: DeserializeOwned>(request: &str, bytes: &[u8]) -> Result<T, Requ
         reason: error.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    /// A server that gives one answer a connection, and returns what it was asked.
+    fn serve(answers: Vec<String>) -> (Server, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server::new(&format!("http://{}/", listener.local_addr().unwrap()));
+        let asked = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            for answer in answers {
+                let (stream, _) = listener.accept().unwrap();
+                let mut reader = BufReader::new(stream);
+                let (mut head, mut len) = (String::new(), 0);
+                loop {
+                    let mut line = String::new();
+                    reader.read_line(&mut line).unwrap();
+                    if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                        len = value.trim().parse().unwrap();
+                    }
+                    if line.trim().is_empty() {
+                        break;
+                    }
+                    head.push_str(&line);
+                }
+                let mut body = vec![0; len];
+                reader.read_exact(&mut body).unwrap();
+                let first = head.lines().next().unwrap_or_default();
+                asked.push(format!("{first} {}", String::from_utf8_lossy(&body)));
+                // An empty answer is a connection that breaks.
+                reader.into_inner().write_all(answer.as_bytes()).unwrap();
+            }
+            asked
+        });
+        (server, asked)
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        let len = body.len();
+        format!("HTTP/1.1 {status}\r\ncontent-length: {len}\r\nconnection: close\r\n\r\n{body}")
+    }
+
+    fn never() -> Arc<AtomicBool> {
+        Arc::new(AtomicBool::new(false))
+    }
+
+    #[test]
+    fn json_goes_out_and_comes_back() {
+        let (server, asked) = serve(vec![answer("200 OK", "[1,2]")]);
+        let back: Vec<u8> = server.post_json("/x", &"hello").unwrap();
+        assert_eq!(back, [1, 2]);
+        assert_eq!(asked.join().unwrap(), ["POST /x HTTP/1.1 \"hello\""]);
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_its_reason_and_not_tried_again() {
+        let body = r#"{"code":"not-found","message":"no such job"}"#;
+        let (server, asked) = serve(vec![answer("404 Not Found", body)]);
+        let error = server.until(never()).get_bytes("/x", 10).unwrap_err();
+        assert_eq!(error.code(), Some("not-found"));
+        assert!(error.to_string().contains("no such job"), "{error}");
+        assert_eq!(asked.join().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_asked_again_with_the_whole_body() {
+        let half = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345".to_owned();
+        let answers = vec![
+            String::new(),
+            answer("503 Service Unavailable", ""),
+            half,
+            answer("200 OK", "1234567890"),
+        ];
+        let (server, asked) = serve(answers);
+        let back = server.until(never()).post_bytes("/x", b"body", 10).unwrap();
+        assert_eq!(back, b"1234567890");
+        let asked = asked.join().unwrap();
+        assert_eq!(asked, ["POST /x HTTP/1.1 body"; 4]);
+    }
+
+    #[test]
+    fn one_try_is_one_try() {
+        let (server, asked) = serve(vec![String::new()]);
+        let error = server.get_bytes("/x", 10).unwrap_err();
+        assert!(matches!(error, RequestError::Unreachable { .. }), "{error}");
+        assert_eq!(asked.join().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_answer_past_the_limit_is_refused() {
+        let (server, _asked) = serve(vec![answer("200 OK", "12345678901")]);
+        let error = server.get_bytes("/x", 10).unwrap_err();
+        assert!(matches!(error, RequestError::Answer { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_job_that_was_taken_back_waits_for_no_server() {
+        let cancelled = Arc::new(AtomicBool::new(true));
+        let server = Server::new("http://127.0.0.1:1").until(cancelled);
+        let error = server.get_bytes("/x", 10).unwrap_err();
+        assert!(matches!(error, RequestError::Cancelled), "{error}");
+    }
+}

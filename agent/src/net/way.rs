@@ -19,6 +19,8 @@ use crate::sys::link::{Route, add_route, connect_through};
 const PROBE: Duration = Duration::from_secs(2);
 /// How long another port waits for the one that the machine booted from.
 const COURTESY: Duration = Duration::from_millis(1500);
+/// How often it is said that the server is not reachable.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 /// When, and how often, missing cards and links are spoken of.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(15);
 
@@ -62,6 +64,7 @@ pub(crate) fn find(search: &Search, sysfs: &Path, ways: &SyncSender<Way>) -> ! {
         preferred: None,
         current: None,
         complained: Instant::now(),
+        said: None,
     };
     let began = Instant::now();
     let mut linked = false;
@@ -137,6 +140,8 @@ struct Finder<'a> {
     preferred: Option<String>,
     current: Option<String>,
     complained: Instant,
+    /// When it was last said that the server is not reachable.
+    said: Option<Instant>,
 }
 
 impl Finder<'_> {
@@ -184,8 +189,11 @@ impl Finder<'_> {
         let preferred = self.preferred.clone();
         let is_preferred = |ready: &Ready| Some(&ready.name) == preferred.as_ref();
         self.ready.sort_by_key(|ready| !is_preferred(ready));
+        let preferred_is_ready = self.ready.first().is_some_and(&is_preferred);
+        let waits = preferred.is_some() && !preferred_is_ready;
+        let mut failures = Vec::new();
         for ready in &self.ready {
-            if preferred.is_some() && !is_preferred(ready) && ready.since.elapsed() < COURTESY {
+            if waits && ready.since.elapsed() < COURTESY {
                 continue;
             }
             match reach(&ready.name, &ready.lease, &self.search.server) {
@@ -197,19 +205,26 @@ impl Finder<'_> {
                         link_at: ready.link_at,
                     });
                 }
-                Err(error) => {
-                    let seconds = ready.since.elapsed().as_secs();
-                    log::warn!(
-                        "server {} not reachable from {} ({}) for {seconds} s: {error}; trying again",
-                        self.search.server,
-                        ready.name,
-                        ready.lease.address
-                    );
-                    // Refusals come back at once; the port's network is left alone for a while.
-                    std::thread::sleep(Duration::from_millis(500));
-                }
+                Err(error) => failures.push((ready, error)),
             }
         }
+        if failures.is_empty() {
+            return None;
+        }
+        if self.said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+            self.said = Some(Instant::now());
+            for (ready, error) in &failures {
+                log::warn!(
+                    "server {} not reachable from {} ({}) for {} s: {error}; trying again",
+                    self.search.server,
+                    ready.name,
+                    ready.lease.address,
+                    ready.since.elapsed().as_secs()
+                );
+            }
+        }
+        // Refusals come back at once; the network is left alone for a moment.
+        std::thread::sleep(Duration::from_millis(200));
         None
     }
 }

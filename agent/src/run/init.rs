@@ -48,6 +48,8 @@ fn prepare() {
     open_standard_streams();
     // Level 1: only emergencies. Everything is in dmesg; the screen belongs to the person.
     write_setting("/proc/sys/kernel/printk", "1");
+    // Our lines are the story of the boot: the kernel would drop most of them as too many.
+    write_setting("/proc/sys/kernel/printk_devkmsg", "on");
     // The kernel asks this program for modules, as it would ask modprobe(8).
     write_setting("/proc/sys/kernel/modprobe", "/init");
     if let Err(error) = catch_ctrl_alt_del() {
