@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use thiserror::Error;
@@ -89,7 +89,6 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Console {
     machine: String,
-    log: PathBuf,
     shared: Arc<Shared>,
 }
 
@@ -111,14 +110,8 @@ impl Console {
             })?;
         Ok(Self {
             machine: machine.to_owned(),
-            log: log.to_owned(),
             shared,
         })
-    }
-
-    /// Where the log is.
-    pub(crate) fn log(&self) -> &Path {
-        &self.log
     }
 
     /// Waits until one of `wanted` appears after everything that earlier waits have seen.

@@ -28,6 +28,10 @@ const ROOT_START: u64 = ESP_START + ESP_SECTORS;
 /// A MiB at the end for the backup GPT.
 const ROOT_SECTORS: u64 = DISK_BYTES / SECTOR - ROOT_START - 2048;
 
+// Partitions begin on whole MiB and leave one for the backup table.
+const _: () = assert!(ROOT_START.is_multiple_of(2048));
+const _: () = assert!((ROOT_START + ROOT_SECTORS) * SECTOR + (1 << 20) <= DISK_BYTES);
+
 const ROOT_UUID: &str = "6c61622d-726f-4f74-8000-000000000001";
 /// FAT volume serial number, as mkfs.vfat takes it and as fstab names it.
 const ESP_SERIAL: &str = "1AB0E5F0";
@@ -301,12 +305,6 @@ fn provision(work: &Path) -> Result<(), SourceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn partitions_follow_each_other_and_leave_room_for_the_backup_table() {
-        assert_eq!(ROOT_START % 2048, 0);
-        assert!((ROOT_START + ROOT_SECTORS) * SECTOR + (1 << 20) <= DISK_BYTES);
-    }
 
     #[test]
     fn a_recipe_has_one_short_name() {

@@ -49,7 +49,7 @@ pub(crate) struct UdpFlows {
 
 impl UdpFlows {
     /// Carries a guest's datagram; false when nothing is behind its port. `token` is used for a new flow.
-    pub(crate) fn to_server(
+    pub(crate) fn carry(
         &mut self,
         datagram: &Datagram<'_>,
         ports: &PortMap,

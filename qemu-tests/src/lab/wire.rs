@@ -366,7 +366,7 @@ impl Wire {
         self.next_token += 1;
         match self
             .flows
-            .to_server(datagram, &self.config.ports, token, self.poll.registry())
+            .carry(datagram, &self.config.ports, token, self.poll.registry())
         {
             Ok(carried) => carried,
             Err(error) => {
