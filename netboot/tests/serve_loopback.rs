@@ -342,3 +342,29 @@ fn what_is_no_boot_file_is_refused_by_tftp() {
         );
     }
 }
+
+#[test]
+fn a_client_that_asks_for_something_else_from_its_port_gets_that() {
+    let folders = Folders::new();
+    folders.add_boot_file("first", 5000);
+    let second = folders.add_boot_file("second", 300);
+    let server = Server::start(&folders.write_config([0; 3], ""));
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .expect("a deadline");
+    let mut packet = [0; 600];
+    let mut request = |bytes: &[u8]| {
+        socket
+            .send_to(bytes, ("127.0.0.1", server.tftp))
+            .expect("sent");
+        let (len, from) = socket.recv_from(&mut packet).expect("an answer");
+        (packet[..len].to_vec(), from)
+    };
+    let (data, _) = request(b"\0\x01first\0octet\0");
+    assert_eq!(data.len(), 516);
+    // The first transfer still waits for its ACK when the second one begins.
+    let (data, from) = request(b"\0\x01second\0octet\0");
+    assert!(data[4..] == second);
+    socket.send_to(&[0, 4, 0, 1], from).expect("sent");
+}

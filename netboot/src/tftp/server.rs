@@ -6,15 +6,19 @@
 //! Not here: the protocol's rules (`transfer`), which files there are (`boot_catalogue`).
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fs::File,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
+use async_channel::{Receiver, Sender};
 use protocol::{
     dhcp::MacAddress,
     tftp::{ErrorCode, Packet, ParseError, Request, data_header},
@@ -39,7 +43,15 @@ pub(crate) struct TftpServer {
     recorder: Arc<FlightRecorder>,
     limits: Limits,
     /// Who is being served: a client that repeats its request is served once.
-    clients: Mutex<HashSet<SocketAddr>>,
+    clients: Mutex<HashMap<SocketAddr, Active>>,
+}
+
+/// A transfer that runs. Dropping it ends the transfer.
+struct Active {
+    request: Vec<u8>,
+    /// The client has taken something: the same request again is a new start.
+    underway: Arc<AtomicBool>,
+    _alive: Sender<()>,
 }
 
 impl TftpServer {
@@ -76,7 +88,10 @@ impl TftpServer {
             };
             match Packet::parse(&buffer[..len]) {
                 Ok(Packet::Read(request)) => {
-                    if let Err(refusal) = self.start(&request, client, local, &executor) {
+                    let Some(place) = self.place(client, &buffer[..len]) else {
+                        continue;
+                    };
+                    if let Err(refusal) = self.start(&request, place, local, &executor) {
                         log::info!("TFTP: {client}: {}", refusal.1);
                         let _ = socket.send_to(&refusal.packet(), client).await;
                     }
@@ -98,13 +113,52 @@ impl TftpServer {
         }
     }
 
+    /// A place for a client's transfer. `None` when its request is a repeated one, or when all
+    /// places are taken. A client that asks for something else from the same port, or again for
+    /// what it had begun to take, has given the old transfer up: some ROMs do so without a word.
+    fn place(self: &Arc<Self>, client: SocketAddr, request: &[u8]) -> Option<Place> {
+        let mut clients = self.lock();
+        match clients.get(&client) {
+            Some(active)
+                if active.request == request && !active.underway.load(Ordering::Relaxed) =>
+            {
+                return None;
+            }
+            None if clients.len() >= MAX_TRANSFERS => {
+                log::warn!("TFTP: {MAX_TRANSFERS} transfers run; {client} has to ask again");
+                return None;
+            }
+            _ => {}
+        }
+        let (keep, alive) = async_channel::bounded(1);
+        let underway = Arc::new(AtomicBool::new(false));
+        let active = Active {
+            request: request.to_vec(),
+            underway: Arc::clone(&underway),
+            _alive: keep,
+        };
+        clients.insert(client, active);
+        Some(Place {
+            server: Arc::clone(self),
+            client,
+            underway,
+            alive,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Active>> {
+        // Each change is one insertion or removal: a panic elsewhere leaves nothing half done.
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn start(
         self: &Arc<Self>,
         request: &Request<'_>,
-        client: SocketAddr,
+        place: Place,
         local: IpAddr,
         executor: &smol::Executor<'static>,
     ) -> Result<(), Refusal> {
+        let client = place.client;
         let name = String::from_utf8_lossy(request.name).into_owned();
         if !request.is_octet() {
             return Err(Refusal(
@@ -130,32 +184,21 @@ impl TftpServer {
         // The content may be newer than the table: what is sent has the length that is open.
         let len = content.metadata().map_err(problem)?.len();
         let transfer = Transfer::new(request, len, self.limits, Instant::now());
-        {
-            let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-            if clients.len() >= MAX_TRANSFERS {
-                log::warn!("TFTP: {MAX_TRANSFERS} transfers run; {client} has to ask again");
-                return Ok(());
-            }
-            if !clients.insert(client) {
-                return Ok(());
-            }
-        }
         let server = Arc::clone(self);
         let job = Job {
             transfer,
             content,
             client,
             local,
+            underway: Arc::clone(&place.underway),
+            alive: place.alive.clone(),
         };
         let task = async move {
             let started = Instant::now();
-            let result = job.drive().await;
-            server
-                .clients
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&client);
-            server.report(machine, &printable(&name), len, started, result);
+            if let Some(result) = job.drive().await {
+                server.report(machine, &printable(&name), len, started, result);
+            }
+            drop(place);
         };
         executor.spawn(task).detach();
         Ok(())
@@ -201,6 +244,26 @@ impl TftpServer {
     }
 }
 
+/// A client's place among the transfers, given back when dropped unless a later one took it.
+struct Place {
+    server: Arc<TftpServer>,
+    client: SocketAddr,
+    underway: Arc<AtomicBool>,
+    alive: Receiver<()>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut clients = self.server.lock();
+        let own = clients
+            .get(&self.client)
+            .is_some_and(|active| Arc::ptr_eq(&active.underway, &self.underway));
+        if own {
+            clients.remove(&self.client);
+        }
+    }
+}
+
 struct Refusal(ErrorCode, String);
 
 impl Refusal {
@@ -218,10 +281,24 @@ struct Job {
     content: File,
     client: SocketAddr,
     local: IpAddr,
+    underway: Arc<AtomicBool>,
+    alive: Receiver<()>,
 }
 
 impl Job {
-    async fn drive(mut self) -> io::Result<(Outcome, u64)> {
+    /// Runs the transfer to its end. `None` when the client gave it up for another one.
+    async fn drive(self) -> Option<io::Result<(Outcome, u64)>> {
+        let replaced = self.alive.clone();
+        let run = async { Some(self.run().await) };
+        let ended = async {
+            // Nothing is ever sent: this returns when the other end is dropped.
+            let _ = replaced.recv().await;
+            None
+        };
+        smol::future::or(run, ended).await
+    }
+
+    async fn run(mut self) -> io::Result<(Outcome, u64)> {
         let socket = sockets::transfer_socket(self.local)?;
         let mut incoming = [0; MAX_PACKET];
         let mut outgoing = Vec::new();
@@ -249,6 +326,9 @@ impl Job {
             match smol::future::or(received, expired).await {
                 Some(Ok((len, sender))) if sender == self.client => {
                     self.transfer.receive(&incoming[..len], Instant::now());
+                    if self.transfer.bytes_acknowledged() > 0 {
+                        self.underway.store(true, Ordering::Relaxed);
+                    }
                 }
                 Some(Ok((_, stranger))) => {
                     let packet =
