@@ -11,11 +11,12 @@ use std::thread;
 
 use backup::chunk::{Chunk, Content};
 use backup::{ByteRange, Digest};
+use zstd::bulk::Compressor;
 
 use super::read::{Read, SPAN, Saved, read, reads};
 use crate::device::{AlignedBuffer, BlockDevice};
 use crate::job::error::Fault;
-use crate::job::server::encode_record;
+use crate::job::server::{compressor, encode_record};
 use crate::job::{Engine, cores};
 use crate::restore::is_zero;
 
@@ -133,6 +134,7 @@ impl Sender<'_> {
     }
 
     fn work(&self, receiver: &Mutex<Receiver<Message>>) {
+        let mut compressor = compressor();
         loop {
             let message = lock(receiver).recv();
             let Ok(message) = message else {
@@ -142,13 +144,17 @@ impl Sender<'_> {
             if lock(&self.fault).is_some() {
                 continue;
             }
-            if let Err(fault) = self.handle(&message) {
+            let result = match &mut compressor {
+                Ok(compressor) => self.handle(&message, compressor),
+                Err(error) => Err(Fault::Internal(format!("zstd: {error}"))),
+            };
+            if let Err(fault) = result {
                 lock(&self.fault).get_or_insert(fault);
             }
         }
     }
 
-    fn handle(&self, message: &Message) -> Result<(), Fault> {
+    fn handle(&self, message: &Message, compressor: &mut Compressor<'_>) -> Result<(), Fault> {
         let bytes_of = |piece: ByteRange| {
             let from = (piece.start() - message.read.span.start()) as usize;
             &message.bytes.bytes()[from..from + piece.len() as usize]
@@ -181,14 +187,18 @@ impl Sender<'_> {
                 }
             }
         }
-        self.send_missing(&new)?;
+        self.send_missing(&new, compressor)?;
         let done = chunks.iter().map(|chunk| chunk.range.len()).sum();
         lock(&self.chunks)[message.read.region].extend(chunks);
         self.engine.tracker.advance(done);
         Ok(())
     }
 
-    fn send_missing(&self, chunks: &[(Digest, &[u8])]) -> Result<(), Fault> {
+    fn send_missing(
+        &self,
+        chunks: &[(Digest, &[u8])],
+        compressor: &mut Compressor<'_>,
+    ) -> Result<(), Fault> {
         if chunks.is_empty() {
             return Ok(());
         }
@@ -201,7 +211,7 @@ impl Sender<'_> {
             let mut records = Vec::new();
             let mut sent = Sent::default();
             for ((digest, plain), _) in part.iter().zip(missing).filter(|(_, missing)| *missing) {
-                let record = encode_record(*digest, plain)
+                let record = encode_record(compressor, *digest, plain)
                     .map_err(|error| Fault::Internal(format!("compressing {digest}: {error}")))?;
                 if records.len() + record.len() > protocol::api::MAX_UPLOAD {
                     server

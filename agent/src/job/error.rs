@@ -31,6 +31,14 @@ pub(crate) enum Fault {
     /// The machine is not as the plan expects it.
     #[error("{0}")]
     NotAsPlanned(String),
+    /// The server sent something else than what was asked for.
+    #[error("the server sent {found} (expected {expected})")]
+    OtherAnswer {
+        /// What came.
+        found: String,
+        /// What was asked for.
+        expected: String,
+    },
     /// The manifest is not usable.
     #[error("the manifest of restore point {restore_point} is not usable")]
     Manifest {
@@ -110,7 +118,7 @@ impl Fault {
                 _ => "server",
             },
             Self::Refused(_) | Self::NotAsPlanned(_) => "refused",
-            Self::Manifest { .. } | Self::ChunkList { .. } => "server",
+            Self::OtherAnswer { .. } | Self::Manifest { .. } | Self::ChunkList { .. } => "server",
             Self::DamagedChunk { .. } => "damaged-chunk",
             Self::Device(DeviceError::Busy { .. } | DeviceError::Other { .. }) => "refused",
             Self::Device(_) | Self::ReadBack { .. } => "disk-error",

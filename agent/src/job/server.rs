@@ -121,9 +121,25 @@ impl ChunkServer for HttpChunkServer<'_> {
     }
 }
 
+/// A compressor for [`encode_record`]; each thread keeps one, because making it costs as much as a
+/// small chunk.
+///
+/// # Errors
+/// What zstd says.
+pub(crate) fn compressor() -> std::io::Result<zstd::bulk::Compressor<'static>> {
+    zstd::bulk::Compressor::new(COMPRESSION)
+}
+
 /// A record as it goes over the wire: header and one zstd frame.
-pub(crate) fn encode_record(digest: Digest, plain: &[u8]) -> std::io::Result<Vec<u8>> {
-    let frame = zstd::bulk::compress(plain, COMPRESSION)?;
+///
+/// # Errors
+/// What zstd says.
+pub(crate) fn encode_record(
+    compressor: &mut zstd::bulk::Compressor<'_>,
+    digest: Digest,
+    plain: &[u8],
+) -> std::io::Result<Vec<u8>> {
+    let frame = compressor.compress(plain)?;
     let too_long = |_| std::io::Error::other("a chunk is longer than its record can say");
     let header = RecordHeader {
         digest,

@@ -18,7 +18,7 @@ use crate::job::error::Fault;
 use crate::job::fake::{Bench, FakeServer, ImageMachine, disk, point, run};
 use crate::job::platform::{Loader, Platform};
 
-const SIZE: u64 = 24 << 20;
+const SIZE: u64 = 16 << 20;
 
 /// A disk that keeps apart what was written and what is on the medium.
 #[derive(Clone)]
@@ -163,11 +163,11 @@ fn server() -> &'static FakeServer {
         run("sh", &["-c", &format!("printf '{table}\\n' | sfdisk -q {path}")]);
         let tree = folder.path().join("tree");
         fs::create_dir(&tree).unwrap();
-        for number in 0..12u64 {
+        for number in 0..8u64 {
             fs::write(tree.join(number.to_string()), noise(number + 1, 1_300_000)).unwrap();
         }
         let tree = tree.to_str().unwrap();
-        run("mke2fs", &["-q", "-t", "ext4", "-d", tree, "-E", "offset=1048576", path, "22M"]);
+        run("mke2fs", &["-q", "-t", "ext4", "-d", tree, "-E", "offset=1048576", path, "14M"]);
         let mut bytes = fs::read(&image).unwrap();
         bytes[..440].copy_from_slice(&noise(70, 440));
         // The BIOS boot partition, also where the marker will be.
@@ -197,9 +197,13 @@ fn restore_to(mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
 }
 
 fn old_disk() -> Medium {
-    let mut old = noise(40, SIZE as usize);
-    old[510..512].copy_from_slice(&[0, 0]);
-    Medium::new(old)
+    static OLD: OnceLock<Vec<u8>> = OnceLock::new();
+    let old = OLD.get_or_init(|| {
+        let mut old = noise(40, SIZE as usize);
+        old[510..512].copy_from_slice(&[0, 0]);
+        old
+    });
+    Medium::new(old.clone())
 }
 
 #[test]

@@ -5,8 +5,9 @@
 //! and boot sectors, flushed; then file systems grow; the partition table is the last write. A power
 //! cut at any instant leaves a disk that does not start, and the same restore goes on where it was.
 //!
-//! Every byte is checked against its digest before it is written. Memory: see [`fetch`] and
-//! [`write`].
+//! Every byte is checked against its digest before it is written. Superblocks, boot sectors and tables
+//! are always read again; reading everything again costs as much time as reading the disk and is off.
+//! Memory: see [`fetch`] and [`write`], and 64 bytes for each piece, which is 1/4096 of the data.
 
 use std::collections::HashMap;
 
@@ -85,10 +86,10 @@ impl<'a> Restore<'a> {
         };
         let manifest = Manifest::from_json(&json).map_err(unusable)?;
         if manifest.id != *restore_point {
-            return Err(Fault::NotAsPlanned(format!(
-                "the server sent restore point {} (expected {restore_point})",
-                manifest.id
-            )));
+            return Err(Fault::OtherAnswer {
+                found: format!("restore point {}", manifest.id),
+                expected: restore_point.to_string(),
+            });
         }
         let plan = backup::plan::restore::plan_restore(&manifest, engine.inventory, choices)
             .map_err(Fault::Refused)?;
@@ -116,8 +117,14 @@ impl<'a> Restore<'a> {
         for ((target, plan), known) in targets.iter_mut().zip(&self.plan.disks).zip(&known) {
             invalidate(target, plan, &self.plan.restore_point, *known)?;
         }
-        let all: Vec<Piece> = std::mem::take(&mut self.pieces);
-        let missing = self.missing(&targets, &known, &all)?;
+        let pieces = std::mem::take(&mut self.pieces);
+        // A second list only for those who want everything read again.
+        let all = if self.engine.read_back {
+            pieces.clone()
+        } else {
+            Vec::new()
+        };
+        let missing = self.missing(&targets, &known, pieces)?;
         let written: u64 = missing.iter().map(Piece::data_bytes).sum();
         let held = self.write(&targets, &missing)?;
         self.write_held(&targets, &held)?;
@@ -202,15 +209,16 @@ impl<'a> Restore<'a> {
         &self,
         targets: &[Target],
         known: &[bool],
-        pieces: &[Piece],
+        pieces: Vec<Piece>,
     ) -> Result<Vec<Piece>, Fault> {
         if !known.contains(&true) {
-            return Ok(pieces.to_vec());
+            return Ok(pieces);
         }
         let total = pieces.iter().map(|piece| piece.range.len()).sum();
         self.engine.tracker.stage(Stage::Comparing, total);
-        let missing = compare::differing(self.engine, targets, known, pieces.to_vec())?;
-        let (left, all) = (missing.len(), pieces.len());
+        let all = pieces.len();
+        let missing = compare::differing(self.engine, targets, known, pieces)?;
+        let left = missing.len();
         log::info!("{left} of {all} pieces are still to be written");
         Ok(missing)
     }
@@ -475,10 +483,10 @@ fn fetch_lists(
             engine.tracker.network(bytes.len() as u64);
             let found = Digest::of(&bytes);
             if found != content.digest {
-                return Err(Fault::NotAsPlanned(format!(
-                    "the server sent chunk list {found} (expected {})",
-                    content.digest
-                )));
+                return Err(Fault::OtherAnswer {
+                    found: format!("chunk list {found}"),
+                    expected: content.digest.to_string(),
+                });
             }
             let list = ChunkList::decode(&bytes, region.range.len()).map_err(|source| {
                 Fault::ChunkList {
@@ -488,10 +496,13 @@ fn fetch_lists(
             })?;
             let lens = (list.data_bytes(), list.zero_bytes());
             if lens != (content.data_bytes, content.zero_bytes) {
-                return Err(Fault::NotAsPlanned(format!(
-                    "chunk list {} has {} bytes of data and {} of zeros (the manifest says {} and {})",
-                    content.digest, lens.0, lens.1, content.data_bytes, content.zero_bytes
-                )));
+                return Err(Fault::OtherAnswer {
+                    found: format!("{} bytes of data and {} of zeros", lens.0, lens.1),
+                    expected: format!(
+                        "{} and {} in chunk list {}",
+                        content.data_bytes, content.zero_bytes, content.digest
+                    ),
+                });
             }
             lists.insert(content.digest, list);
         }

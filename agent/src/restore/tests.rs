@@ -419,3 +419,42 @@ fn reading_everything_again_finds_nothing_wrong_and_changes_nothing() {
     restore(&engine, &point("rp-1"), &Choices::default()).unwrap();
     check_root(folder.path(), &target, ROOT_LEN);
 }
+
+#[test]
+fn a_disk_with_a_pc_table_and_logical_partitions_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    let len = 64 * MIB;
+    fs::write(&source, vec![0; len as usize]).unwrap();
+    let path = source.to_str().unwrap();
+    let table = "label: dos\\n,8M,83,*\\n,,5\\n,12M\\n,20M";
+    run(
+        "sh",
+        &["-c", &format!("printf '{table}\\n' | sfdisk -q {path}")],
+    );
+    run(
+        "mke2fs",
+        &["-q", "-t", "ext2", "-E", "offset=1048576", path, "8M"],
+    );
+    let file = File::options().write(true).open(&source).unwrap();
+    file.write_all_at(&noise(3, 446), 0).unwrap();
+    // GRUB's core image, in the gap and in the way of the marker.
+    file.write_all_at(&noise(4, (MIB - 512) as usize), 512)
+        .unwrap();
+    let mut bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", len)]);
+    capture(&bench.engine(), &point("rp-1")).unwrap();
+
+    let target = make_target(folder.path(), "target", len);
+    bench.inventory.disks = vec![disk("target", len)];
+    restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap();
+    assert!(part(&source, 0, MIB) == part(&target, 0, MIB));
+    let dump = |image: &Path| run("sfdisk", &["-d", image.to_str().unwrap()]);
+    let plain = |text: String, name: &str| text.replace(name, "disk");
+    assert_eq!(
+        plain(dump(&target), target.to_str().unwrap()),
+        plain(dump(&source), source.to_str().unwrap())
+    );
+    let boot = folder.path().join("boot");
+    fs::write(&boot, part(&target, MIB, 8 * MIB)).unwrap();
+    run("e2fsck", &["-f", "-n", boot.to_str().unwrap()]);
+}
