@@ -29,7 +29,7 @@ use crate::flight_recorder::Stage;
 use crate::jobs::JobRecord;
 use crate::machines::Seen;
 use crate::store::restore_points::{CaptureFacts, MAX_LIST, MAX_MANIFEST};
-use crate::store::{RecordReader, StoreError};
+use crate::store::{Batches, StoreError};
 
 /// The most bytes of a beacon: an inventory of a machine with hundreds of disks.
 const MAX_BEACON: usize = 1024 * 1024;
@@ -446,12 +446,12 @@ async fn chunk_list(
     let id = published(&shared, id)?;
     let digest = parse_digest(&digest)?;
     restoring(&shared, Some(id.clone())).await?;
-    let _permit = shared.large_bodies.acquire().await;
     let recovery = Arc::clone(&shared.recovery);
     let missing = format!("restore point {id} has no chunk list {digest}");
-    let bytes =
+    let reader =
         smol::unblock(move || recovery.store.restore_points.chunk_list(&id, &digest)).await?;
-    bytes.map(octets).ok_or_else(|| Refusal::not_found(missing))
+    let reader = reader.ok_or_else(|| Refusal::not_found(missing))?;
+    Ok(streamed(reader.len(), reader))
 }
 
 async fn fetch(State(shared): Shared, body: Body) -> Result<Response, Refusal> {
@@ -459,27 +459,22 @@ async fn fetch(State(shared): Shared, body: Body) -> Result<Response, Refusal> {
     restoring(&shared, None).await?;
     let recovery = Arc::clone(&shared.recovery);
     let reader = smol::unblock(move || recovery.store.chunks.read_records(&digests)).await?;
-    let headers = [
-        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-        (header::CONTENT_LENGTH, reader.total_bytes().to_string()),
-    ];
-    Ok((headers, Body::from_stream(stream_records(reader))).into_response())
+    Ok(streamed(reader.total_bytes(), reader))
 }
 
-/// Reads a batch ahead of what is being sent: at most two batches are in memory for an answer.
-fn stream_records(
-    reader: RecordReader,
-) -> impl futures_lite::Stream<Item = Result<Bytes, StoreError>> {
-    type Batch = (RecordReader, Result<Option<Vec<u8>>, StoreError>);
-    fn read(mut reader: RecordReader) -> smol::Task<Batch> {
+/// An answer of `len` bytes. One batch is read ahead of what is being sent: at most two are in
+/// memory for an answer.
+fn streamed(len: u64, source: impl Batches) -> Response {
+    type Read<B> = (B, Result<Option<Vec<u8>>, StoreError>);
+    fn read<B: Batches>(mut source: B) -> smol::Task<Read<B>> {
         smol::unblock(move || {
-            let batch = reader.next_batch();
-            (reader, batch)
+            let batch = source.next_batch();
+            (source, batch)
         })
     }
-    stream::unfold(Some(read(reader)), |task| async move {
+    let batches = stream::unfold(Some(read(source)), |task| async move {
         match task?.await {
-            (reader, Ok(Some(batch))) => Some((Ok(Bytes::from(batch)), Some(read(reader)))),
+            (source, Ok(Some(batch))) => Some((Ok(Bytes::from(batch)), Some(read(source)))),
             (_, Ok(None)) => None,
             // The answer's length was announced: the client sees that it is cut short.
             (_, Err(error)) => {
@@ -487,5 +482,10 @@ fn stream_records(
                 Some((Err(error), None))
             }
         }
-    })
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH, len.to_string()),
+    ];
+    (headers, Body::from_stream(batches)).into_response()
 }

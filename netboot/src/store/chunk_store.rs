@@ -16,13 +16,13 @@ use backup::chunk::RecordHeader;
 use super::durable;
 use super::pack::{Entry, PACK_HEADER_LEN, PackId, PackIndex, pack_header, record_len};
 use super::record::{Checker, record_at};
-use super::{StoreError, opening};
+use super::{Batches, StoreError, opening};
 
 /// The most bytes of a pack; a record that does not fit begins the next one.
 pub(crate) const PACK_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// About how many bytes are read at once for a restore: bounds the memory of each answer.
-const BATCH: u64 = 1024 * 1024;
+pub(super) const BATCH: usize = 1024 * 1024;
 
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,17 @@ impl Location {
             plain_len: entry.header.plain_len,
             stored_len: entry.header.stored_len,
         }
+    }
+
+    /// Bytes of the record, with its header.
+    pub(super) const fn record_len(&self) -> usize {
+        RecordHeader::LEN + self.stored_len as usize
+    }
+
+    /// Whether `other` begins where this record ends.
+    const fn is_before(&self, other: &Self) -> bool {
+        self.pack.0 == other.pack.0
+            && self.offset as u64 + self.record_len() as u64 == other.offset as u64
     }
 
     /// Plain bytes of the chunk.
@@ -137,7 +148,7 @@ impl ChunkStore {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let bytes = index
             .values()
-            .map(|location| RecordHeader::LEN as u64 + u64::from(location.stored_len))
+            .map(|location| location.record_len() as u64)
             .sum();
         (index.len() as u64, bytes)
     }
@@ -341,66 +352,69 @@ impl RecordReader {
     pub(crate) fn total_bytes(&self) -> u64 {
         self.wanted
             .iter()
-            .map(|(_, at)| RecordHeader::LEN as u64 + u64::from(at.stored_len))
+            .map(|(_, at)| at.record_len() as u64)
             .sum()
     }
 
-    /// The next records, about 1 MiB of them; `None` after the last.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] when a pack cannot be read.
-    pub(crate) fn next_batch(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut batch = Vec::new();
-        while self.at < self.wanted.len() && (batch.len() as u64) < BATCH {
-            self.read_run(&mut batch)?;
-        }
-        Ok((!batch.is_empty()).then_some(batch))
-    }
-
-    /// Reads the next records that lie side by side in one pack by one call.
-    fn read_run(&mut self, batch: &mut Vec<u8>) -> Result<(), StoreError> {
-        let rest = &self.wanted[self.at..];
-        let Some((_, first)) = rest.first() else {
+    /// Reads records that lie side by side in one pack by one call, and puts their headers in front.
+    fn read_run(
+        run: &[(Digest, Location)],
+        packs: &Path,
+        open: &mut Option<(PackId, File)>,
+        into: &mut [u8],
+    ) -> Result<(), StoreError> {
+        let Some((_, first)) = run.first() else {
             return Ok(());
         };
-        let (pack, start) = (first.pack, u64::from(first.offset));
-        let mut end = start;
-        let mut count = 0;
-        for (_, at) in rest {
-            let len = RecordHeader::LEN as u64 + u64::from(at.stored_len);
-            let room = count == 0 || batch.len() as u64 + (end - start) + len <= BATCH;
-            if at.pack != pack || u64::from(at.offset) != end || !room {
-                break;
-            }
-            end += len;
-            count += 1;
-        }
-        let filled = batch.len();
-        // At most one batch and one record: lengths come from the index, whose limits are checked.
-        batch.resize(filled + usize::try_from(end - start).unwrap_or(0), 0);
-        let path = pack.pack_path(&self.store.packs);
-        let read = |open: &mut Option<(PackId, File)>, into: &mut [u8]| -> std::io::Result<()> {
+        let path = first.pack.pack_path(packs);
+        let mut read = || -> std::io::Result<()> {
             let file = match open.take() {
-                Some((id, file)) if id == pack => file,
+                Some((id, file)) if id == first.pack => file,
                 _ => File::open(&path)?,
             };
-            file.read_exact_at(into, start)?;
-            *open = Some((pack, file));
+            file.read_exact_at(into, u64::from(first.offset))?;
+            *open = Some((first.pack, file));
             Ok(())
         };
-        read(&mut self.open, &mut batch[filled..])
-            .map_err(|source| StoreError::io("cannot read the pack", &path, source))?;
-        let mut position = filled;
-        for (digest, at) in &self.wanted[self.at..self.at + count] {
+        read().map_err(|source| StoreError::io("cannot read the pack", &path, source))?;
+        let mut position = 0;
+        for (digest, at) in run {
             let header = RecordHeader {
                 digest: *digest,
                 plain_len: at.plain_len,
                 stored_len: at.stored_len,
             };
-            batch[position..position + RecordHeader::LEN].copy_from_slice(&header.encode());
-            position += RecordHeader::LEN + at.stored_len as usize;
+            into[position..position + RecordHeader::LEN].copy_from_slice(&header.encode());
+            position += at.record_len();
+        }
+        Ok(())
+    }
+}
+
+impl Batches for RecordReader {
+    fn next_batch(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
+        let rest = &self.wanted[self.at..];
+        let mut len = 0;
+        let mut count = 0;
+        for (_, at) in rest {
+            if count > 0 && len + at.record_len() > BATCH {
+                break;
+            }
+            len += at.record_len();
+            count += 1;
+        }
+        let batch = &rest[..count];
+        // At most one batch: lengths come from the index, whose limits are checked.
+        let mut bytes = vec![0; len];
+        let mut filled = 0;
+        let beside = |(_, a): &(Digest, Location), (_, b): &(Digest, Location)| a.is_before(b);
+        for run in batch.chunk_by(beside) {
+            let len: usize = run.iter().map(|(_, at)| at.record_len()).sum();
+            let into = &mut bytes[filled..filled + len];
+            Self::read_run(run, &self.store.packs, &mut self.open, into)?;
+            filled += len;
         }
         self.at += count;
-        Ok(())
+        Ok((count > 0).then_some(bytes))
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! What is *not* here: appending to packs, which are made durable once, when they are sealed.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use super::StoreError;
@@ -18,7 +19,8 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
         .map_err(|source| StoreError::io("cannot make durable the directory", path, source))
 }
 
-/// Creates a directory with its parents and makes each new name durable.
+/// Creates a directory with its parents and makes each new name durable. What it creates is for its
+/// owner alone: backups hold everything that their machines hold.
 pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
     if path.is_dir() {
         return Ok(());
@@ -26,7 +28,7 @@ pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
     if let Some(parent) = path.parent() {
         create_directory(parent)?;
     }
-    match fs::create_dir(path) {
+    match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(source) => {

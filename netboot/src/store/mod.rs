@@ -44,7 +44,7 @@ use std::sync::Arc;
 
 use backup::Digest;
 
-pub(crate) use chunk_store::{ChunkStore, RecordReader};
+pub(crate) use chunk_store::ChunkStore;
 pub(crate) use lock::DataLock;
 use record::RecordError;
 pub(crate) use restore_points::RestorePoints;
@@ -136,6 +136,15 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Something long that is read in pieces.
+pub(crate) trait Batches: Send + 'static {
+    /// The next bytes, about 1 MiB of them; `None` after the last.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when they cannot be read.
+    fn next_batch(&mut self) -> Result<Option<Vec<u8>>, StoreError>;
 }
 
 /// Chunks and restore points of one data directory.

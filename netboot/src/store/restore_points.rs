@@ -12,7 +12,9 @@
 //! *not* here: who may publish what (`http::agent_api`).
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -21,9 +23,9 @@ use backup::chunk::{ChunkError, ChunkList, Content};
 use backup::manifest::{Manifest, ManifestError, RestorePointId};
 use protocol::api::RestorePointView;
 
-use super::chunk_store::ChunkStore;
+use super::chunk_store::{BATCH, ChunkStore};
 use super::durable;
-use super::{Store, StoreError};
+use super::{Batches, Store, StoreError};
 
 /// The most bytes of a manifest.
 pub(crate) const MAX_MANIFEST: usize = 16 * 1024 * 1024;
@@ -259,8 +261,22 @@ impl RestorePoints {
         &self,
         id: &RestorePointId,
         digest: &Digest,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        read_if_there(&list_path(&self.published_root.join(id.as_str()), digest))
+    ) -> Result<Option<ListReader>, StoreError> {
+        let path = list_path(&self.published_root.join(id.as_str()), digest);
+        let opened = File::open(&path).and_then(|file| {
+            let len = file.metadata()?.len();
+            Ok((file, len))
+        });
+        match opened {
+            Ok((file, len)) => Ok(Some(ListReader {
+                file,
+                path,
+                at: 0,
+                len,
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::io("cannot read", &path, source)),
+        }
     }
 
     /// Keeps a chunk list for a capture that runs. The caller has compared its digest.
@@ -384,6 +400,37 @@ impl RestorePoints {
         } else {
             Err(PublishError::Exists { id: id.clone() })
         }
+    }
+}
+
+/// Reads a chunk list piece by piece: lists of large disks are long, and many machines may fetch one.
+pub(crate) struct ListReader {
+    file: File,
+    path: PathBuf,
+    at: u64,
+    len: u64,
+}
+
+impl ListReader {
+    /// Its length in bytes.
+    pub(crate) const fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+impl Batches for ListReader {
+    fn next_batch(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
+        let wanted = (self.len - self.at).min(BATCH as u64);
+        // At most one batch.
+        let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        self.file
+            .read_exact_at(&mut bytes, self.at)
+            .map_err(|source| StoreError::io("cannot read", &self.path, source))?;
+        self.at += wanted;
+        Ok(Some(bytes))
     }
 }
 
@@ -588,7 +635,8 @@ impl Store {
             return false;
         };
         manifest.regions().any(|region| {
-            let bytes = self.restore_points.chunk_list(id, &region.content.digest);
+            let path = self.restore_points.published_root.join(id.as_str());
+            let bytes = read_if_there(&list_path(&path, &region.content.digest));
             let Ok(Some(bytes)) = bytes else {
                 return false;
             };

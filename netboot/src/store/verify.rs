@@ -13,7 +13,6 @@ use backup::manifest::RestorePointId;
 use serde::Serialize;
 
 use super::chunk_store::Location;
-use super::pack::record_len;
 use super::record::{Checker, record_at};
 use super::{Store, StoreError};
 
@@ -102,7 +101,7 @@ impl Store {
             .collect();
         let mut progress = VerifyProgress {
             of_chunks: picked.len() as u64,
-            of_bytes: picked.iter().map(|(_, at)| stored(at)).sum(),
+            of_bytes: picked.iter().map(|(_, at)| at.record_len() as u64).sum(),
             ..VerifyProgress::default()
         };
         let mut checker = Checker::new().map_err(|source| {
@@ -118,7 +117,7 @@ impl Store {
                 });
             }
             progress.chunks += 1;
-            progress.bytes += stored(at);
+            progress.bytes += at.record_len() as u64;
             on_progress(progress);
         }
         report.checked_chunks = progress.chunks;
@@ -134,7 +133,7 @@ impl Store {
         checker: &mut Checker,
     ) -> Result<(), String> {
         let path = at.pack.pack_path(self.chunks.directory());
-        let mut bytes = vec![0; usize::try_from(stored(at)).map_err(|error| error.to_string())?];
+        let mut bytes = vec![0; at.record_len()];
         std::fs::File::open(&path)
             .and_then(|file| {
                 use std::os::unix::fs::FileExt;
@@ -178,12 +177,4 @@ impl Store {
             }
         }
     }
-}
-
-fn stored(at: &Location) -> u64 {
-    record_len(&RecordHeader {
-        digest: Digest::from_bytes([0; Digest::LEN]),
-        plain_len: at.plain_len,
-        stored_len: at.stored_len,
-    })
 }

@@ -92,8 +92,12 @@ impl Server {
     /// The same, for an answer that must be good.
     pub(super) fn take(&self, method: &str, path: &str, body: &[u8]) -> Vec<u8> {
         let (status, answer) = self.send(method, path, body);
-        let text = String::from_utf8_lossy(&answer);
-        assert!((200..300).contains(&status), "{path}: {status} {text}");
+        let good = (200..300).contains(&status);
+        assert!(
+            good,
+            "{path}: {status} {}",
+            String::from_utf8_lossy(&answer)
+        );
         answer
     }
 

@@ -512,3 +512,61 @@ fn names_from_a_machine_cannot_drive_a_terminal() {
     assert_eq!(machines[0].error.as_deref(), Some(" [2Jgone"));
     assert_eq!(machines[0].name, "S 123");
 }
+
+/// Rates of one connection, with debug code: `cargo test -p netboot measure -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn measure_upload_and_fetch() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    let blocks: Vec<Vec<u8>> = (0..1024u32)
+        .map(|n| {
+            let seed = n.to_le_bytes();
+            (0..128 * 1024 / 64)
+                .flat_map(|at: u32| {
+                    let digest = Digest::of(&[seed, at.to_le_bytes()].concat());
+                    [*digest.as_bytes(), [0; 32]].concat()
+                })
+                .collect()
+        })
+        .collect();
+    let uploads: Vec<Vec<u8>> = blocks
+        .chunks(64)
+        .map(|some| some.iter().flat_map(|plain| record_of(plain)).collect())
+        .collect();
+    let rate = |bytes: usize, begin: std::time::Instant| {
+        format!(
+            "{:.0} MB/s",
+            bytes as f64 / 1e6 / begin.elapsed().as_secs_f64()
+        )
+    };
+    let begin = std::time::Instant::now();
+    for upload in &uploads {
+        server.take("POST", &api::upload_chunks(&job.id), upload);
+    }
+    let stored: usize = uploads.iter().map(Vec::len).sum();
+    println!("upload: {} of records", rate(stored, begin));
+    let begin = std::time::Instant::now();
+    server.recovery.store.chunks.seal().unwrap();
+    println!("last seal: {:?}", begin.elapsed());
+    server.report(&job.id, &failed("measured"));
+    let id = capture(&server, 1, chunks(1));
+    server.order(&mac(1), restore_of(id.as_str())).unwrap();
+    server.beacon(&beacon(1, "boot", AgentState::Waiting));
+    let begin = std::time::Instant::now();
+    let mut got = 0;
+    for some in blocks.chunks(256) {
+        let digests: Vec<u8> = some
+            .iter()
+            .flat_map(|plain| *Digest::of(plain).as_bytes())
+            .collect();
+        got += server.take("POST", api::FETCH_CHUNKS, &digests).len();
+    }
+    println!("fetch: {} of records", rate(got, begin));
+    let begin = std::time::Instant::now();
+    let report = server.recovery.store.verify(100, &mut |_| {}).unwrap();
+    println!(
+        "verify: {} of records",
+        rate(usize::try_from(report.bytes).unwrap(), begin)
+    );
+}
