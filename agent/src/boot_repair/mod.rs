@@ -1,7 +1,7 @@
 //! Boot repair: what a restored machine needs beside its disks' bytes to start.
 //!
 //! UEFI: a fallback loader on the EFI system partition ([`loader`]) and firmware boot entries
-//! ([`reconcile`]). BIOS: nothing more than bytes. The first sector's boot code comes with the table,
+//! ([`mod@reconcile`]). BIOS: nothing more than bytes. The first sector's boot code comes with the table,
 //! GRUB's core image with the BIOS boot partition or the gap before the first partition, and both
 //! stay where they were. Invariant: done twice it changes nothing.
 

@@ -84,9 +84,60 @@ pub(crate) fn read(
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use backup::SectorSize;
     use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 
     use super::*;
+
+    /// A disk with one sector that cannot be read.
+    struct Failing(u64);
+
+    impl BlockDevice for Failing {
+        fn name(&self) -> &str {
+            "/dev/sdx"
+        }
+
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn sector(&self) -> SectorSize {
+            SectorSize::S512
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+            let bad = self.0 * 512;
+            if offset <= bad && bad < offset + buffer.len() as u64 {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            Ok(())
+        }
+
+        fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Err(io::Error::from(io::ErrorKind::Unsupported))
+        }
+
+        fn zero(&self, _: ByteRange) -> io::Result<()> {
+            Err(io::Error::from(io::ErrorKind::Unsupported))
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_sector_that_cannot_be_read_is_named() {
+        let error = read(&Failing(77), ByteRange::between(0, 65536)).unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.starts_with("reading /dev/sdx failed at LBA 77 "),
+            "{said}"
+        );
+        assert!(read(&Failing(128), ByteRange::between(0, 65536)).is_ok());
+    }
 
     proptest! {
         #[test]

@@ -14,6 +14,7 @@ use super::tests::noise;
 use crate::boot_repair::variables::Variables;
 use crate::capture::capture;
 use crate::device::{Access, BlockDevice, DeviceError};
+use crate::job::JobError;
 use crate::job::error::Fault;
 use crate::job::fake::{Bench, FakeServer, ImageMachine, disk, point, run};
 use crate::job::platform::{Loader, Platform};
@@ -30,6 +31,8 @@ struct Medium {
     operations: u64,
     /// The operation that does not happen any more.
     cut_at: u64,
+    /// A sector that cannot be written.
+    bad: Option<u64>,
 }
 
 impl Medium {
@@ -40,6 +43,7 @@ impl Medium {
             pending: Vec::new(),
             operations: 0,
             cut_at: u64::MAX,
+            bad: None,
         }
     }
 
@@ -107,6 +111,10 @@ impl BlockDevice for CrashDisk {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut medium = self.0.lock().unwrap();
         medium.operation()?;
+        let sectors = offset / 512..(offset + bytes.len() as u64).div_ceil(512);
+        if medium.bad.is_some_and(|bad| sectors.contains(&bad)) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let at = offset as usize;
         medium.live[at..at + bytes.len()].copy_from_slice(bytes);
         medium.pending.push((at, bytes.to_vec()));
@@ -182,6 +190,11 @@ fn server() -> &'static FakeServer {
 /// Restores to the medium, cut at an operation; returns the medium and how many bytes were fetched.
 fn restore_to(mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
     medium.cut_at = cut_at;
+    let (medium, fetched, result) = try_restore(medium);
+    (medium, fetched, result.is_ok())
+}
+
+fn try_restore(medium: Medium) -> (Medium, u64, Result<Vec<String>, JobError>) {
     let medium = Arc::new(Mutex::new(medium));
     let bench = Bench::new(
         CrashMachine(Arc::clone(&medium)),
@@ -190,10 +203,10 @@ fn restore_to(mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
     let server = server();
     let mut engine = bench.engine();
     engine.server = server;
-    let ended = restore(&engine, &point("rp-1"), &Choices::default()).is_ok();
+    let result = restore(&engine, &point("rp-1"), &Choices::default());
     let fetched = engine.tracker.network_bytes();
     let medium = medium.lock().unwrap().clone();
-    (medium, fetched, ended)
+    (medium, fetched, result)
 }
 
 fn old_disk() -> Medium {
@@ -253,4 +266,22 @@ fn an_interrupted_restore_fetches_only_what_is_not_there() {
     assert!(ended && medium.durable == whole.durable);
     // Pieces with parts that are written last are always fetched again.
     assert!(fetched * 3 < all, "{fetched} of {all}");
+}
+
+#[test]
+fn a_target_sector_that_cannot_be_written_is_named() {
+    let mut medium = old_disk();
+    // In the middle of a long write.
+    medium.bad = Some(9001);
+    let (medium, _, result) = try_restore(medium);
+    let error = result.unwrap_err();
+    assert_eq!(error.code, "disk-error");
+    assert!(
+        error
+            .reason
+            .contains("writing crash disk failed at LBA 9001 "),
+        "{}",
+        error.reason
+    );
+    assert!(!medium.starts());
 }

@@ -7,7 +7,7 @@
 //!
 //! Every byte is checked against its digest before it is written. Superblocks, boot sectors and tables
 //! are always read again; reading everything again costs as much time as reading the disk and is off.
-//! Memory: see [`fetch`] and [`write`], and 64 bytes for each piece, which is 1/4096 of the data.
+//! Memory: see [`fetch`] and [`mod@write`], and 64 bytes for each piece, which is 1/4096 of the data.
 
 use std::collections::HashMap;
 

@@ -153,11 +153,29 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         let device = self.target(self.disk)?.device.as_ref();
-        let range = ByteRange::between(self.start, self.start + self.len as u64);
-        device
-            .write_at(self.start, &self.buffer.bytes()[..self.len])
-            .map_err(io_error("writing", device, range))?;
+        let bytes = &self.buffer.bytes()[..self.len];
+        if let Err(error) = device.write_at(self.start, bytes) {
+            log::warn!(
+                "{}: a write failed ({error}); trying each sector",
+                device.name()
+            );
+            write_by_sectors(device, self.start, bytes)?;
+        }
         self.len = 0;
         Ok(())
     }
+}
+
+/// Writes sector by sector what could not be written at once: either it goes, or the error names the
+/// sector that cannot be written.
+fn write_by_sectors(device: &dyn BlockDevice, start: u64, bytes: &[u8]) -> Result<(), Fault> {
+    let sector = device.sector().bytes();
+    for (number, piece) in bytes.chunks(sector as usize).enumerate() {
+        let at = start + number as u64 * sector;
+        let range = ByteRange::between(at, at + piece.len() as u64);
+        device
+            .write_at(at, piece)
+            .map_err(io_error("writing", device, range))?;
+    }
+    Ok(())
 }
