@@ -6,6 +6,7 @@ use std::{
     fs, io,
     net::{TcpListener, UdpSocket},
     os::unix::net::UnixListener,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -122,15 +123,15 @@ pub(super) fn serve(
         })?;
     parts.start_workers()?;
     eprintln!("{ready}");
-    let ended = smol::block_on(parts.executor.run(async {
+    let ended = smol::block_on(async {
         let ended = smol::future::or(wait_for(signals), parts.death()).await;
         // Answers that are being given are given to their end, for some seconds.
         drop(stop);
         for task in stopping {
-            task.await;
+            task.fallible().await;
         }
         ended
-    }));
+    });
     let _ = fs::remove_file(control_path(config));
     ended
 }
@@ -237,10 +238,13 @@ impl Parts {
     }
 
     fn start_workers(&self) -> Result<(), ServeError> {
-        for _ in 1..THREADS {
+        for _ in 0..THREADS {
             let executor = Arc::clone(&self.executor);
-            let forever = std::future::pending::<()>();
-            spawn_thread(move || smol::block_on(executor.run(forever)))?;
+            spawn_thread(move || {
+                let work = || smol::block_on(executor.run(std::future::pending::<()>()));
+                // One request's bug ends that request; the thread goes on with the others.
+                while catch_unwind(AssertUnwindSafe(work)).is_err() {}
+            })?;
         }
         Ok(())
     }
@@ -250,11 +254,13 @@ impl Parts {
         what: &'static str,
         task: Pin<Box<dyn Future<Output = io::Result<()>> + Send>>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let died = self.died.clone();
+        let watch = Watch {
+            what,
+            died: self.died.clone(),
+        };
         async move {
             if let Err(source) = task.await {
-                // The receiver lives as long as the server.
-                let _ = died.send(ServeError::System { what, source }).await;
+                watch.tell(source);
             }
         }
     }
@@ -263,6 +269,31 @@ impl Parts {
         match self.deaths.recv().await {
             Ok(error) => Err(error),
             Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Tells of a part's death, by an error or by a panic: a server without its DHCP must not look
+/// like one that serves.
+struct Watch {
+    what: &'static str,
+    died: Sender<ServeError>,
+}
+
+impl Watch {
+    fn tell(&self, source: io::Error) {
+        let what = self.what;
+        // Without a receiver the server is ending already.
+        let _ = self.died.try_send(ServeError::System { what, source });
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.tell(io::Error::other(
+                "it panicked; the message above says where",
+            ));
         }
     }
 }
@@ -291,9 +322,29 @@ async fn wait_for(mut signals: Signals) -> Result<(), ServeError> {
 /// room of machines.
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(65_536), hard));
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(65_536).max(soft);
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+    });
     if let Err(error) = raised {
         log::warn!("the limit of open files stays as it is: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_panics_is_known_and_the_others_go_on() {
+        let parts = Parts::new();
+        parts
+            .start("the part", async { panic!("expected by this test") })
+            .detach();
+        parts.start_workers().expect("threads");
+        let death = smol::block_on(parts.death()).expect_err("a death");
+        assert_eq!(death.to_string(), "the part failed");
+        let alive = parts.executor.spawn(async { 7 });
+        assert_eq!(smol::block_on(alive), 7);
     }
 }
