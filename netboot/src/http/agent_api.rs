@@ -166,18 +166,21 @@ fn printable(text: &str, limit: usize) -> String {
 fn note_beacon(recovery: &Recovery, beacon: &Beacon) -> Result<Seen, Refusal> {
     let seen = recovery.machines.beacon(beacon)?;
     if seen.new_boot {
-        let macs = &beacon.inventory.identity.macs;
-        let mac = beacon.boot_mac.as_ref().or(macs.first());
         let since_link = beacon
             .since_link_ms
             .map_or(String::new(), |ms| format!(", {ms} ms after link"));
         let text = format!("the agent's first beacon, as {}{since_link}", seen.name);
-        match mac.and_then(|mac| mac.parse().ok()) {
-            Some(mac) => recovery.recorder.record(mac, Stage::Beacon, false, text),
-            None => log::info!("{text}"),
-        }
+        note(recovery, &seen.id, false, text);
     }
     Ok(seen)
+}
+
+/// Puts a sentence on a machine's time line, or into the log when it has no card.
+fn note(recovery: &Recovery, machine: &str, trouble: bool, text: String) {
+    match recovery.machines.card(machine) {
+        Some(mac) => recovery.recorder.record(mac, Stage::Beacon, trouble, text),
+        None => log::info!("machine {machine}: {text}"),
+    }
 }
 
 fn hand_out(
@@ -201,12 +204,9 @@ fn hand_out(
             .report(&record.job.id, &JobReport::Succeeded { summary })?;
         return Ok(None);
     }
-    log::info!(
-        "job {}: {} of {id} handed to {}",
-        record.job.id,
-        record.job.kind.word(),
-        recovery.machines.name(machine)
-    );
+    let (kind, job) = (record.job.kind.word(), &record.job.id);
+    let text = format!("{kind} of restore point {id} begins (job {job})");
+    note(recovery, machine, false, text);
     Ok(Some(record))
 }
 
@@ -245,12 +245,15 @@ fn note_report(
     let record = reported.job;
     recovery.machines.works(&record.machine);
     if reported.ended {
-        let name = recovery.machines.name(&record.machine);
         let (kind, id) = (record.job.kind.word(), record.job.kind.restore_point());
-        match &record.error {
-            None => log::info!("job {job}: {kind} of {id} on {name} succeeded"),
-            Some(error) => log::warn!("job {job}: {kind} of {id} on {name} failed: {error}"),
-        }
+        let text = match &record.error {
+            None => format!("{kind} of restore point {id} succeeded (job {job})"),
+            Some(error) => {
+                let reason = error.trim_end_matches('.');
+                format!("{kind} of restore point {id} failed (job {job}): {reason}")
+            }
+        };
+        note(recovery, &record.machine, record.error.is_some(), text);
         if record.state == JobState::Failed && matches!(record.job.kind, JobKind::Capture { .. }) {
             recovery.store.restore_points.discard_staging(id);
         }

@@ -50,6 +50,8 @@ pub(crate) struct Machine {
     pairing_code: String,
     boot_id: String,
     since_link_ms: Option<u64>,
+    /// The card it booted from, since this server started.
+    boot_mac: Option<String>,
     last_beacon: u64,
     /// It said good-bye: it restarts or switches off after its job.
     left: bool,
@@ -67,6 +69,7 @@ impl Machine {
             pairing_code: beacon.pairing_code.clone(),
             boot_id: beacon.boot_id.clone(),
             since_link_ms: beacon.since_link_ms,
+            boot_mac: beacon.boot_mac.clone(),
             last_beacon: now,
             left: false,
             written_at: 0,
@@ -145,6 +148,7 @@ impl Machines {
                     pairing_code: row.get(5)?,
                     boot_id: row.get(6)?,
                     since_link_ms: row.get::<_, Option<i64>>(7)?.map(unsigned),
+                    boot_mac: None,
                     last_beacon,
                     left: false,
                     written_at: last_beacon,
@@ -245,6 +249,16 @@ impl Machines {
     pub(crate) fn name(&self, id: &str) -> String {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.get(id).map_or_else(|| id.to_owned(), Machine::name)
+    }
+
+    /// The card under which the flight recorder keeps a machine's time line: the one it booted
+    /// from, else its first.
+    pub(crate) fn card(&self, id: &str) -> Option<MacAddress> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let machine = known.get(id)?;
+        let macs = &machine.inventory.identity.macs;
+        let booted = machine.boot_mac.as_ref().and_then(|mac| mac.parse().ok());
+        booted.or_else(|| macs.first().and_then(|mac| mac.parse().ok()))
     }
 
     /// The machine that a person means by `name`: host name, Ethernet address with any separator,

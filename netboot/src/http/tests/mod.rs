@@ -486,13 +486,17 @@ fn the_boot_policy_sees_jobs() {
 }
 
 #[test]
-fn the_time_line_shows_the_beacon() {
+fn the_time_line_shows_the_beacon_and_what_became_of_the_job() {
     let (_directory, server) = start();
-    server.beacon(&beacon(1, "boot", AgentState::Waiting));
+    let job = begin_capture(&server, 1);
+    server.report(&job.id, &failed("the disk is gone."));
     let path = api::timeline("02%3A00%3A00%3A00%3A00%3A01");
     let timeline: serde_json::Value = server.operator.get(&path).unwrap();
     let text = timeline["text"].as_str().unwrap();
-    assert!(text.contains("first beacon"), "{timeline}");
+    let end = format!("failed (job {}): the disk is gone", job.id);
+    for part in ["first beacon", "capture of restore point 2", &end] {
+        assert!(text.contains(part), "{part}: {timeline}");
+    }
     assert!(
         server
             .operator
