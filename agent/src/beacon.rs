@@ -237,7 +237,7 @@ impl Station {
             log::info!("pairing code {}", self.boot.pairing_code);
         }
         let idle = first.is_some() && reply.job.is_none();
-        self.show(&reply.name);
+        self.show(&reply.name, first.is_some());
         if let Some(job) = reply.job {
             self.hand_on(job);
         } else if idle {
@@ -247,12 +247,12 @@ impl Station {
         Ok(again.clamp(LEAST, MOST))
     }
 
-    fn show(&self, name: &str) {
+    fn show(&self, name: &str, first: bool) {
         let now = self.now();
         screen::update(|view| {
             view.machine = Some(name.to_owned());
             view.trouble = None;
-            if now.state == AgentState::Waiting {
+            if first && now.state == AgentState::Waiting {
                 view.state = WAITING.to_owned();
             }
         });

@@ -87,7 +87,7 @@ fn one_job(server: &str, file: &str) -> anyhow::Result<ExitCode> {
     crate::log::flush();
     Ok(match outcome {
         run::work::Outcome::Done => ExitCode::SUCCESS,
-        run::work::Outcome::Failed(_) => ExitCode::FAILURE,
+        run::work::Outcome::Failed(_) | run::work::Outcome::TakenBack(_) => ExitCode::FAILURE,
     })
 }
 

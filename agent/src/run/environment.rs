@@ -110,6 +110,10 @@ fn take(job: &Job, server: &Server, station: &Station, roots: &Roots) {
                 screen::update(|view| view.state = WAITING.to_owned());
             }
         },
+        Outcome::TakenBack(reason) => {
+            station.set_state(AgentState::Waiting, None);
+            screen::update(|view| view.state = format!("{WAITING}. {reason}"));
+        }
         Outcome::Failed(reason) => {
             screen::update(|view| view.state = format!("FAILED: {reason}"));
             station.set_state(AgentState::Failed, Some(reason));

@@ -25,6 +25,9 @@ use crate::screen;
 /// Holds the job's id while it is done: what is found there at the start was interrupted by a crash.
 pub(crate) const CRASH_MARK: &str = "/run/netboot-job";
 
+/// The engine's word for a job that was taken back.
+const CANCELLED: &str = "cancelled";
+
 /// How often progress is shown and reported.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -35,6 +38,8 @@ pub(crate) enum Outcome {
     Done,
     /// Badly, for this reason.
     Failed(String),
+    /// The operator took it back; where that left the machine.
+    TakenBack(String),
 }
 
 /// Does the job and reports it.
@@ -148,6 +153,11 @@ fn conclude(job: &Job, server: &Server, result: Result<Summary, JobError>) -> Ou
                 log::info!("{line}");
             }
             (JobReport::Succeeded { summary }, Outcome::Done)
+        }
+        Err(JobError { reason, code }) if code == CANCELLED => {
+            log::warn!("job {} stopped: {reason}", job.id);
+            let outcome = Outcome::TakenBack(reason.clone());
+            (JobReport::Failed { reason, code }, outcome)
         }
         Err(JobError { reason, code }) => {
             log::error!("job {} FAILED: {reason}", job.id);
