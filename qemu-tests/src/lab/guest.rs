@@ -18,6 +18,7 @@ use super::link::Port;
 use super::namespace::Tap;
 use super::qmp::{Qmp, QmpError};
 use super::serial::{Console, ConsoleError};
+use super::tool;
 
 const QEMU: &str = "qemu-system-x86_64";
 /// How often a process is asked whether it has ended.
@@ -391,10 +392,11 @@ fn wait_for_control(listener: &UnixListener, qemu: &mut Child) -> Option<Result<
 
 /// QEMU, where the machine's network card finds its cable.
 fn emulator(config: &GuestConfig) -> Command {
-    match config.network.as_ref().map(|card| &card.attachment) {
+    let qemu = match config.network.as_ref().map(|card| &card.attachment) {
         Some(Attachment::Tap(tap)) => tap.place.command(QEMU),
         Some(Attachment::SwitchPort(_)) | None => Command::new(QEMU),
-    }
+    };
+    tool::bound_to_us(&qemu)
 }
 
 fn arguments(

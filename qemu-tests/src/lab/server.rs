@@ -358,11 +358,11 @@ fn spawn(config: &ServerConfig, file: &Path) -> Result<Child, ServerError> {
     let errors = log
         .try_clone()
         .map_err(io_error("share the server's log"))?;
-    let mut command = match &config.place {
+    let command = match &config.place {
         None => Command::new(&config.program),
         Some(place) => place.command(&config.program),
     };
-    command
+    tool::bound_to_us(&command)
         .args(["serve", "--config"])
         .arg(file)
         .stdin(Stdio::null())

@@ -30,6 +30,16 @@ pub(crate) enum ToolError {
     },
 }
 
+/// The same command as a process that is killed when this one ends, however that happens: an interrupted
+/// lab must not leave machines and servers behind. `setpriv` (util-linux) sets prctl(2)'s
+/// `PR_SET_PDEATHSIG` and becomes the program, so the process id is the program's own.
+pub(crate) fn bound_to_us(command: &Command) -> Command {
+    let mut bound = Command::new("setpriv");
+    bound.args(["--pdeathsig", "KILL"]);
+    bound.arg(command.get_program()).args(command.get_args());
+    bound
+}
+
 /// Runs a tool to its end and returns its standard output.
 pub(crate) fn run(command: &mut Command) -> Result<String, ToolError> {
     run_with_input(command, &[])
@@ -93,6 +103,19 @@ mod tests {
     fn a_failed_tool_is_quoted() {
         let failed = run(Command::new("sh").args(["-c", "echo broken >&2; exit 3"]));
         assert!(failed.unwrap_err().to_string().contains("broken"));
+    }
+
+    #[test]
+    fn a_bound_process_is_the_program_itself() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$"]);
+        let child = bound_to_us(&command)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let id = child.id();
+        let said = child.wait_with_output().unwrap().stdout;
+        assert_eq!(String::from_utf8(said).unwrap().trim(), id.to_string());
     }
 
     #[test]
