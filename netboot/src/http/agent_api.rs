@@ -28,8 +28,8 @@ use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body,
 use crate::flight_recorder::Stage;
 use crate::jobs::JobRecord;
 use crate::machines::Seen;
-use crate::store::restore_points::{CaptureFacts, MAX_LIST, MAX_MANIFEST};
-use crate::store::{Batches, StoreError};
+use crate::store::restore_points::{MAX_LIST, MAX_MANIFEST};
+use crate::store::{Batches, CaptureFacts, StoreError};
 
 /// The most bytes of a beacon: an inventory of a machine with hundreds of disks.
 const MAX_BEACON: usize = 1024 * 1024;

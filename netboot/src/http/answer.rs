@@ -21,8 +21,8 @@ use smol::Timer;
 use crate::jobs::JobError;
 use crate::machines::{MachineError, NameError};
 use crate::state::StateError;
-use crate::store::restore_points::{PublishError, RestorePointNameError};
-use crate::store::{StoreError, chain};
+use crate::store::restore_points::RestorePointNameError;
+use crate::store::{PublishError, StoreError, chain};
 
 /// How long a client may be silent in the middle of a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -31,6 +31,7 @@ mod durable;
 mod lock;
 mod opening;
 mod pack;
+mod publish;
 pub(crate) mod record;
 pub(crate) mod restore_points;
 pub(crate) mod verify;
@@ -47,6 +48,7 @@ use backup::Digest;
 pub(crate) use chunk_store::ChunkStore;
 pub(crate) use lock::DataLock;
 use record::RecordError;
+pub(crate) use publish::{CaptureFacts, PublishError};
 pub(crate) use restore_points::RestorePoints;
 
 /// What the store could not do.

@@ -16,7 +16,6 @@ use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use super::chunk_store::ChunkStore;
 use super::pack::{PACK_HEADER_LEN, PackId};
 use super::record::record_of;
-use super::restore_points::{CaptureFacts, PublishError};
 use super::*;
 
 /// Small enough that a few chunks fill a pack.

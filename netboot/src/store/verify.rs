@@ -8,12 +8,14 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use backup::Digest;
-use backup::chunk::RecordHeader;
-use backup::manifest::RestorePointId;
+use backup::chunk::{ChunkList, Content, RecordHeader};
+use backup::manifest::{Manifest, RestorePointId};
 use serde::Serialize;
 
 use super::chunk_store::Location;
+use super::publish::{PublishError, check_lists};
 use super::record::{Checker, record_at};
+use super::restore_points::{list_path, read_if_there};
 use super::{Store, StoreError};
 
 /// A chunk that is not what its name says.
@@ -176,5 +178,40 @@ impl Store {
                 });
             }
         }
+    }
+}
+
+impl Store {
+    /// The chunk lists of a published restore point, checked, with the numbers of disk and region.
+    ///
+    /// # Errors
+    /// [`PublishError`] for what a restore would be refused for.
+    pub(super) fn recheck(&self, id: &RestorePointId) -> Result<(), PublishError> {
+        let path = self.restore_points.published_root.join(id.as_str());
+        let bytes = self.restore_points.manifest(id)?;
+        let manifest = Manifest::from_json(&bytes).map_err(PublishError::Manifest)?;
+        check_lists(&manifest, &path, &self.chunks).map(drop)
+    }
+
+    /// Whether one of `digests` is a chunk of the restore point.
+    pub(super) fn uses_any(&self, id: &RestorePointId, digests: &HashSet<Digest>) -> bool {
+        let Ok(bytes) = self.restore_points.manifest(id) else {
+            return false;
+        };
+        let Ok(manifest) = Manifest::from_json(&bytes) else {
+            return false;
+        };
+        manifest.regions().any(|region| {
+            let path = self.restore_points.published_root.join(id.as_str());
+            let bytes = read_if_there(&list_path(&path, &region.content.digest));
+            let Ok(Some(bytes)) = bytes else {
+                return false;
+            };
+            ChunkList::decode(&bytes, region.range.len()).is_ok_and(|list| {
+                list.chunks().iter().any(|chunk| {
+                    matches!(chunk.content, Content::Data(digest) if digests.contains(&digest))
+                })
+            })
+        })
     }
 }
