@@ -79,7 +79,7 @@ const UNITS: [(&str, &str); 3] = [
     ),
 ];
 /// Raised when the recipe changes in a way that the texts above don't show.
-const RECIPE_VERSION: u32 = 1;
+const RECIPE_VERSION: u32 = 2;
 
 /// The source machine could not be built.
 #[derive(Debug, Error)]

@@ -32,6 +32,9 @@ chroot "$tree" systemctl -q enable lab-provision.service lab-marks.service
 chroot "$tree" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service \
     systemd-networkd-wait-online.service
 
+# What mmdebstrap takes away only after this script.
+rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/* "$tree"/var/log/*.log "$tree"/var/log/apt
+
 # Files that a careless restore would damage.
 evidence=$tree/srv/evidence
 mkdir -p "$evidence"
@@ -75,5 +78,5 @@ plain=$work/plain
 mkdir "$plain"
 mount --bind "$tree" "$plain"
 trap 'umount "$plain"' EXIT
-mke2fs -q -t ext4 -L source-root -U "$ROOT_UUID" -d "$plain" "$work/root.ext4" "$ROOT_KIB"
+mke2fs -q -t ext4 -J size=16 -L source-root -U "$ROOT_UUID" -d "$plain" "$work/root.ext4" "$ROOT_KIB"
 chmod 644 "$work/root.ext4"
