@@ -21,7 +21,7 @@ use protocol::api;
 use protocol::beacon::{AgentState, Beacon, BeaconReply};
 use protocol::job::{Afterwards, JobKind, JobReport, JobReportReply, JobState};
 use smol::Timer;
-use smol::lock::Semaphore;
+use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body, read_json};
@@ -44,12 +44,16 @@ const AGAIN_WHILE_WORKING: u32 = 10;
 /// How many uploads of records are held in memory at once: 32 × 8 MiB.
 const UPLOADS: usize = 32;
 /// How many chunk lists and manifests are held in memory at once.
-const LARGE_BODIES: usize = 2;
+const LARGE_BODIES: usize = 8;
+
+/// How many answers of content are given at once, each with two batches in memory.
+const ANSWERS: usize = 256;
 
 struct AgentApi {
     recovery: Arc<Recovery>,
     uploads: Semaphore,
     large_bodies: Semaphore,
+    answers: Arc<Semaphore>,
 }
 
 type Shared = State<Arc<AgentApi>>;
@@ -60,6 +64,7 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
         recovery,
         uploads: Semaphore::new(UPLOADS),
         large_bodies: Semaphore::new(LARGE_BODIES),
+        answers: Arc::new(Semaphore::new(ANSWERS)),
     });
     Router::new()
         .route(api::BEACON, post(beacon))
@@ -454,7 +459,8 @@ async fn chunk_list(
     let reader =
         smol::unblock(move || recovery.store.restore_points.chunk_list(&id, &digest)).await?;
     let reader = reader.ok_or_else(|| Refusal::not_found(missing))?;
-    Ok(streamed(reader.len(), reader))
+    let permit = shared.answers.acquire_arc().await;
+    Ok(streamed(reader.len(), reader, permit))
 }
 
 async fn fetch(State(shared): Shared, body: Body) -> Result<Response, Refusal> {
@@ -462,12 +468,13 @@ async fn fetch(State(shared): Shared, body: Body) -> Result<Response, Refusal> {
     restoring(&shared, None).await?;
     let recovery = Arc::clone(&shared.recovery);
     let reader = smol::unblock(move || recovery.store.chunks.read_records(&digests)).await?;
-    Ok(streamed(reader.total_bytes(), reader))
+    let permit = shared.answers.acquire_arc().await;
+    Ok(streamed(reader.total_bytes(), reader, permit))
 }
 
-/// An answer of `len` bytes. One batch is read ahead of what is being sent: at most two are in
-/// memory for an answer.
-fn streamed(len: u64, source: impl Batches) -> Response {
+/// An answer of `len` bytes, counted by `permit` until it is given or the client is gone. One batch
+/// is read ahead of what is being sent: at most two are in memory.
+fn streamed(len: u64, source: impl Batches, permit: SemaphoreGuardArc) -> Response {
     type Read<B> = (B, Result<Option<Vec<u8>>, StoreError>);
     fn read<B: Batches>(mut source: B) -> smol::Task<Read<B>> {
         smol::unblock(move || {
@@ -475,9 +482,13 @@ fn streamed(len: u64, source: impl Batches) -> Response {
             (source, batch)
         })
     }
-    let batches = stream::unfold(Some(read(source)), |task| async move {
-        match task?.await {
-            (source, Ok(Some(batch))) => Some((Ok(Bytes::from(batch)), Some(read(source)))),
+    let begin = Some((read(source), permit));
+    let batches = stream::unfold(begin, |state| async move {
+        let (task, permit) = state?;
+        match task.await {
+            (source, Ok(Some(batch))) => {
+                Some((Ok(Bytes::from(batch)), Some((read(source), permit))))
+            }
             (_, Ok(None)) => None,
             // The answer's length was announced: the client sees that it is cut short.
             (_, Err(error)) => {

@@ -22,7 +22,7 @@ use super::{Batches, StoreError, opening};
 pub(crate) const PACK_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// About how many bytes are read at once for a restore: bounds the memory of each answer.
-pub(super) const BATCH: usize = 1024 * 1024;
+pub(super) const BATCH: usize = 512 * 1024;
 
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

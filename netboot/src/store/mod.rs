@@ -47,8 +47,8 @@ use backup::Digest;
 
 pub(crate) use chunk_store::ChunkStore;
 pub(crate) use lock::DataLock;
-use record::RecordError;
 pub(crate) use publish::{CaptureFacts, PublishError};
+use record::RecordError;
 pub(crate) use restore_points::RestorePoints;
 
 /// What the store could not do.
@@ -142,7 +142,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// Something long that is read in pieces.
 pub(crate) trait Batches: Send + 'static {
-    /// The next bytes, about 1 MiB of them; `None` after the last.
+    /// The next bytes, about 512 KiB of them; `None` after the last.
     ///
     /// # Errors
     /// [`StoreError::Io`] when they cannot be read.

@@ -495,7 +495,7 @@ fn large_reads_come_in_bounded_batches() {
     let mut reader = chunks.read_records(&digests).unwrap();
     let mut batches = 0;
     while let Some(batch) = reader.next_batch().unwrap() {
-        assert!(batch.len() <= (1 << 20) + (300 << 10));
+        assert!(batch.len() <= 512 << 10);
         batches += 1;
     }
     assert!(batches >= 4);
