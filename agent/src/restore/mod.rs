@@ -9,9 +9,6 @@
 //! are always read again; reading everything again costs as much time as reading the disk and is off.
 //! Memory: see [`fetch`] and [`mod@write`], and 64 bytes for each piece, which is 1/4096 of the data.
 
-use std::collections::HashMap;
-
-use backup::chunk::{Chunk, ChunkList};
 use backup::hardware::FirmwareKind;
 use backup::manifest::{Manifest, RestorePointId};
 use backup::plan::{Choices, DiskPlan, RestorePlan};
@@ -24,12 +21,16 @@ use crate::device::{Access, io_error};
 use crate::job::error::{Fault, Touched, report};
 use crate::job::platform::Loader;
 use crate::job::{Engine, JobError};
+use held::{Held, marker_contents, outside_marker};
+use lists::fetch_lists;
 use work::Piece;
-use write::{Held, Target, Writer};
+use write::{Target, Writer};
 
 mod commit;
 mod compare;
 mod fetch;
+mod held;
+mod lists;
 mod marker;
 mod work;
 mod write;
@@ -398,123 +399,4 @@ fn invalidate(
         flush(target)?;
     }
     Ok(())
-}
-
-impl Held {
-    fn range(&self) -> ByteRange {
-        ByteRange::between(self.offset, self.offset + self.bytes.len() as u64)
-    }
-
-    /// The bytes of a part of its range.
-    fn bytes_of(&self, part: ByteRange) -> &[u8] {
-        let from = (part.start() - self.offset) as usize;
-        &self.bytes[from..from + part.len() as usize]
-    }
-}
-
-/// The held parts with their ranges, without the marker's sector.
-fn outside_marker<'h>(
-    targets: &[Target],
-    held: &'h [Held],
-) -> impl Iterator<Item = (&'h Held, ByteRange)> {
-    let places: Vec<_> = targets
-        .iter()
-        .map(|target| marker::place(target.device.size()))
-        .collect();
-    held.iter().flat_map(move |part| {
-        let place = places.get(part.disk).copied().flatten();
-        work::without(part.range(), place)
-            .into_iter()
-            .map(move |range| (part, range))
-    })
-}
-
-/// What belongs where the marker is, for each disk; zeros where the backup has nothing.
-fn marker_contents(targets: &[Target], held: &[Held]) -> Vec<Option<(u64, Vec<u8>)>> {
-    let content = |(disk, target): (usize, &Target)| {
-        let place = marker::place(target.device.size())?;
-        let mut bytes = vec![0; place.len() as usize];
-        for part in held.iter().filter(|part| part.disk == disk) {
-            let range = part.range();
-            let both = ByteRange::between(
-                range.start().max(place.start()),
-                range.end().min(place.end()),
-            );
-            if !both.is_empty() {
-                let at = (both.start() - place.start()) as usize;
-                bytes[at..at + both.len() as usize].copy_from_slice(part.bytes_of(both));
-            }
-        }
-        Some((place.start(), bytes))
-    };
-    targets.iter().enumerate().map(content).collect()
-}
-
-/// Fetches the chunk lists that the plan needs, each checked against the manifest.
-fn fetch_lists(
-    engine: &Engine<'_>,
-    restore_point: &RestorePointId,
-    manifest: &Manifest,
-    plan: &RestorePlan,
-) -> Result<HashMap<Digest, ChunkList>, Fault> {
-    let mut lists = HashMap::new();
-    for disk in &plan.disks {
-        let regions = manifest
-            .disks
-            .get(disk.source as usize)
-            .map_or(&[][..], |image| &image.regions);
-        let planned = disk
-            .copies
-            .iter()
-            .filter_map(|copy| regions.get(copy.region as usize));
-        for region in planned {
-            let content = &region.content;
-            if lists.contains_key(&content.digest) {
-                continue;
-            }
-            let limit = content.chunks.saturating_mul(48).saturating_add(16);
-            let bytes = engine
-                .server
-                .chunk_list(restore_point, &content.digest, limit)
-                .map_err(Fault::server(format!(
-                    "fetching chunk list {}",
-                    content.digest
-                )))?;
-            engine.tracker.network(bytes.len() as u64);
-            let found = Digest::of(&bytes);
-            if found != content.digest {
-                return Err(Fault::OtherAnswer {
-                    found: format!("chunk list {found}"),
-                    expected: content.digest.to_string(),
-                });
-            }
-            let list = ChunkList::decode(&bytes, region.range.len()).map_err(|source| {
-                Fault::ChunkList {
-                    digest: content.digest,
-                    source,
-                }
-            })?;
-            let lens = (list.data_bytes(), list.zero_bytes());
-            if lens != (content.data_bytes, content.zero_bytes) {
-                return Err(Fault::OtherAnswer {
-                    found: format!("{} bytes of data and {} of zeros", lens.0, lens.1),
-                    expected: format!(
-                        "{} and {} in chunk list {}",
-                        content.data_bytes, content.zero_bytes, content.digest
-                    ),
-                });
-            }
-            lists.insert(content.digest, list);
-        }
-    }
-    let chunks: usize = lists
-        .values()
-        .map(|list: &ChunkList| list.chunks().len())
-        .sum();
-    log::info!(
-        "{chunks} chunks in {} lists ({} of memory)",
-        lists.len(),
-        HumanBytes((chunks * size_of::<Chunk>()) as u64)
-    );
-    Ok(lists)
 }

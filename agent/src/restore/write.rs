@@ -6,6 +6,7 @@ use backup::ByteRange;
 use backup::chunk::Content;
 
 use super::fetch::Fetched;
+use super::held::Held;
 use super::work::{Piece, split};
 use crate::device::{AlignedBuffer, BlockDevice, io_error};
 use crate::job::error::Fault;
@@ -21,17 +22,6 @@ pub(crate) struct Target {
     pub(crate) device: Box<dyn BlockDevice>,
     /// In order and merged.
     pub(crate) last: Vec<ByteRange>,
-}
-
-/// Bytes that are written after the rest is flushed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Held {
-    /// Index of the disk in the plan.
-    pub(crate) disk: usize,
-    /// Byte offset on the disk.
-    pub(crate) offset: u64,
-    /// What belongs there.
-    pub(crate) bytes: Vec<u8>,
 }
 
 /// Merges pieces into writes.
