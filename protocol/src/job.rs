@@ -123,7 +123,7 @@ pub enum JobReport {
         /// What, where, expected and found, whether the disk was touched, what to do next.
         reason: String,
         /// A machine-readable word: `damaged-chunk`, `refused`, `disk-error`, `network`, `server`,
-        /// `tool`, `internal`.
+        /// `tool`, `boot-repair`, `cancelled`, `internal`.
         code: String,
     },
 }
