@@ -27,8 +27,12 @@ const BUFFER: usize = 512 << 10;
 const MOST_CONNECTIONS: usize = 256;
 /// A loopback connection is made or refused at once; only a full backlog waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
-/// A guest that acknowledges nothing for so long has lost its power.
-const SILENT_GUEST: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(120);
+/// How much faster smoltcp's clock runs here. Its shortest retransmission time is the 1 s of RFC 6298 §2.4,
+/// which under packet loss makes minutes of seconds; that of Linux, whose part the gateway plays, is 200 ms.
+const CLOCK_RATE: u32 = 5;
+/// A guest that acknowledges nothing for so long has lost its power: two minutes on smoltcp's clock.
+const SILENT_GUEST: smoltcp::time::Duration =
+    smoltcp::time::Duration::from_secs(120 * CLOCK_RATE as u64);
 
 /// Both ends of a guest's connection, as the guest names them.
 type Ends = (SocketAddrV4, SocketAddrV4);
@@ -44,6 +48,7 @@ struct Connection {
     server_writable: bool,
     server_finished: bool,
     guest_finished: bool,
+    closing: bool,
 }
 
 /// What became of a connection after a round of carrying.
@@ -162,6 +167,7 @@ impl Gateway {
             server_writable: true,
             server_finished: false,
             guest_finished: false,
+            closing: false,
         })
     }
 
@@ -211,11 +217,11 @@ impl Gateway {
         let now = self.now();
         self.interface
             .poll_delay(now, &self.sockets)
-            .map(Duration::from)
+            .map(|delay| Duration::from(delay) / CLOCK_RATE)
     }
 
     fn now(&self) -> smoltcp::time::Instant {
-        smoltcp::time::Instant::from_micros(self.epoch.elapsed().as_micros() as i64)
+        smoltcp::time::Instant::from_micros((self.epoch.elapsed() * CLOCK_RATE).as_micros() as i64)
     }
 
     fn remove(&mut self, token: Token, broken: bool, registry: &Registry) {
@@ -302,7 +308,6 @@ impl Connection {
                 Ok(_) if sent.is_err() => break,
                 Ok(0) => {
                     self.server_finished = true;
-                    socket.close();
                     moved = true;
                 }
                 Ok(_) => moved = true,
@@ -310,6 +315,13 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
+        }
+        // A FIN that shares a segment with data can be forgotten by smoltcp when that segment comes out of
+        // order and its data is acknowledged without it. So it waits until all data is acknowledged.
+        if self.server_finished && !self.closing && socket.send_queue() == 0 {
+            self.closing = true;
+            socket.close();
+            moved = true;
         }
         Ok(moved)
     }
