@@ -15,6 +15,9 @@ use uuid::Uuid;
 
 /// Path of the script on the HTTP server.
 pub(crate) const SCRIPT_PATH: &str = "/boot/ipxe";
+/// Path below which UEFI HTTP Boot finds its loader: `/boot/for/MAC/FILE`. The firmware tells what it
+/// fetched by the end of the path, so the machine's name goes before it.
+pub(crate) const LOADER_PATH: &str = "/boot/for";
 /// Name of the kernel in the boot folder.
 pub(crate) const KERNEL: &str = "vmlinuz";
 /// Name of the initial file system in the boot folder.
@@ -114,6 +117,12 @@ pub(crate) fn script_url(
         url.push_str(&Uuid::from_bytes(uuid).hyphenated().to_string());
     }
     url
+}
+
+/// The URL of the loader for a machine that boots by UEFI HTTP Boot.
+pub(crate) fn loader_url(base: &str, mac: MacAddress, file: &str) -> String {
+    let mac = mac.to_string().replace(':', "-");
+    format!("{base}{LOADER_PATH}/{mac}/{file}")
 }
 
 /// The script for an iPXE that came without saying who it is (its URL was typed or is burnt in).

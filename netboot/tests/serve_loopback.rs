@@ -183,6 +183,32 @@ fn boot_files_are_sent_whole_and_in_parts() {
     }
 }
 
+#[test]
+fn http_boot_is_sent_on_to_the_local_disk_when_there_is_no_work() {
+    for (unknown, status) in [("recovery", "200"), ("local-disk", "404")] {
+        let folders = Folders::new();
+        folders.add_boot_file("ipxe.efi", 1000);
+        let boot = format!("[boot]\nunknown_machines = \"{unknown}\"\n");
+        let server = Server::start(&folders.write_config([0; 3], &boot));
+        let offer = Relay::new(&server).ask(
+            1,
+            MessageType::Discover,
+            &[
+                (code::VENDOR_CLASS, b"HTTPClient:Arch:00016:UNDI:003001"),
+                (code::CLIENT_ARCHITECTURE, &[0, 16]),
+            ],
+        );
+        let url = offer.options.text(code::BOOT_FILE).expect("a boot file");
+        let prefix = format!("http://10.77.0.1:{}", server.http);
+        let path = url.strip_prefix(&prefix).expect("our address");
+        let (head, body) = get(&server, path, "Host: a\r\n");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        assert_eq!(body.len() == 1000, status == "200", "{unknown}");
+        let (head, _) = get(&server, "/boot/for/nobody/ipxe.efi", "Host: a\r\n");
+        assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
+    }
+}
+
 /// Runs a client that writes what it fetched into `fetched`.
 fn fetch(folders: &Folders, command: &mut Command) -> Option<Vec<u8>> {
     let target = folders.path("fetched");

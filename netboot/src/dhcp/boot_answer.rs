@@ -13,7 +13,7 @@ use super::{
     exchange::Exchange,
     server::Subnet,
 };
-use crate::boot_policy::{Platform, script_url};
+use crate::boot_policy::{Platform, loader_url, script_url};
 
 /// What a client was told to fetch.
 pub(super) struct Told {
@@ -46,7 +46,7 @@ pub(super) fn add_boot_file(
                 .set_c_string(code::TFTP_SERVER, &subnet.server.to_string());
             file.to_owned()
         }
-        FirstFile::Http(file) => format!("{base}/boot/{file}"),
+        FirstFile::Http(file) => loader_url(&base, exchange.mac, file),
         FirstFile::Script => script_url(
             &base,
             exchange.mac,

@@ -30,8 +30,8 @@ use super::PeerAddress;
 use crate::{
     boot_catalogue::BootCatalogue,
     boot_policy::{
-        BootDecision, MachineDirectory, Platform, SCRIPT_PATH, UnknownMachines, chain_script,
-        decide, script,
+        BootDecision, LOADER_PATH, MachineDirectory, Platform, SCRIPT_PATH, UnknownMachines,
+        chain_script, decide, script,
     },
     flight_recorder::{FlightRecorder, Stage},
 };
@@ -53,12 +53,22 @@ pub(crate) struct BootFiles {
     pub(crate) fallback_url: String,
 }
 
-/// `/boot/ipxe` and `/boot/NAME`.
+/// `/boot/ipxe`, `/boot/for/MAC/NAME` and `/boot/NAME`.
 pub(crate) fn router(boot: Arc<BootFiles>) -> Router {
     Router::new()
         .route(SCRIPT_PATH, get(send_script))
+        .route(&format!("{LOADER_PATH}/{{mac}}/{{name}}"), get(send_loader))
         .route("/boot/{*name}", get(send_file))
         .with_state(boot)
+}
+
+impl BootFiles {
+    async fn decision(&self, mac: MacAddress, uuid: Option<Uuid>) -> BootDecision {
+        let directory = Arc::clone(&self.directory);
+        // The directory may ask the disk.
+        let state = smol::unblock(move || directory.boot_state(mac, uuid)).await;
+        decide(state, self.unknown)
+    }
 }
 
 #[derive(Deserialize)]
@@ -80,10 +90,7 @@ async fn send_script(
                 return (StatusCode::BAD_REQUEST, "mac is not a MAC address\n").into_response();
             };
             let uuid = query.uuid.and_then(|uuid| Uuid::parse_str(&uuid).ok());
-            let directory = Arc::clone(&boot.directory);
-            // The directory may ask the disk.
-            let state = smol::unblock(move || directory.boot_state(mac, uuid)).await;
-            let decision = decide(state, boot.unknown);
+            let decision = boot.decision(mac, uuid).await;
             let what = match decision {
                 BootDecision::Recovery => "the recovery environment",
                 BootDecision::LocalDisk => "its local disk",
@@ -115,6 +122,28 @@ fn base_url(headers: &HeaderMap) -> Option<String> {
         .then(|| format!("http://{host}"))
 }
 
+/// The loader of UEFI HTTP Boot. A machine without work is told that there is none: its firmware
+/// goes on to the next boot entry at once, which a loader that starts only to give up does not
+/// always reach (OVMF 2022.11 with iPXE of 2019 stopped now and then).
+async fn send_loader(
+    State(boot): State<Arc<BootFiles>>,
+    Path((mac, name)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    let Ok(machine) = mac.parse::<MacAddress>() else {
+        return (StatusCode::BAD_REQUEST, "not a MAC address\n").into_response();
+    };
+    match boot.decision(machine, None).await {
+        BootDecision::Recovery => send_named(boot, name, Some(machine), request).await,
+        BootDecision::LocalDisk => {
+            let text = "HTTP: asked what to boot: its local disk (no loader is sent)";
+            boot.recorder
+                .record(machine, Stage::Http, false, text.into());
+            (StatusCode::NOT_FOUND, "nothing to do for this machine\n").into_response()
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct FileQuery {
     mac: Option<String>,
@@ -130,6 +159,15 @@ async fn send_file(
         .mac
         .and_then(|mac| mac.parse().ok())
         .or_else(|| machine_of(&boot.recorder, &request));
+    send_named(boot, name, machine, request).await
+}
+
+async fn send_named(
+    boot: Arc<BootFiles>,
+    name: String,
+    machine: Option<MacAddress>,
+    request: Request,
+) -> Response {
     let (catalogue, wanted) = (Arc::clone(&boot.catalogue), name.clone());
     // The catalogue may read the folder again, and opening a file may wait for the disk.
     let opened = smol::unblock(move || {

@@ -527,7 +527,7 @@ fn captured_firmware_is_told_the_right_file() {
         (
             "uefi-http-boot-ipxe",
             include_bytes!("../../../tests/fixtures/uefi-http-boot-ipxe.pcap"),
-            &["http://10.77.0.1:8080/boot/ipxe.efi", script],
+            &["http://10.77.0.1:8080/boot/for/", script],
         ),
         (
             "arm64-aavmf-grub",
