@@ -59,13 +59,13 @@ struct Places {
 enum Command {
     /// Name every scenario.
     List,
-    /// Play scenarios; without a name, all of them.
+    /// Play scenarios; without a name, all but the long ones.
     Run {
         /// Names of scenarios.
         #[arg(value_name = "SCENARIO")]
         names: Vec<String>,
-        /// Play every scenario, however long; so far none is left out otherwise.
-        #[arg(long)]
+        /// Play every scenario, however long.
+        #[arg(long, conflicts_with = "names")]
         full: bool,
         /// Write a report as JSON.
         #[arg(long, value_name = "FILE")]
@@ -97,8 +97,12 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::List => {
-            for Scenario { name, about, .. } in scenarios::ALL {
-                println!("{name:22}{about}");
+            for Scenario {
+                name, about, long, ..
+            } in scenarios::ALL
+            {
+                let mark = if long { " (long)" } else { "" };
+                println!("{name:22}{about}{mark}");
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -110,9 +114,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run {
             names,
             report,
-            full: _,
+            full,
         } => {
-            let chosen = choose(&names)?;
+            let chosen = choose(&names, full)?;
             let settings = settings(cli.places)?;
             let lines: Vec<Line> = chosen
                 .iter()
@@ -180,13 +184,14 @@ fn settings(places: Places) -> anyhow::Result<Settings> {
     })
 }
 
-fn choose(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
+fn choose(names: &[String], full: bool) -> anyhow::Result<Vec<&'static Scenario>> {
     let find = |name: &String| scenarios::ALL.iter().find(|scenario| scenario.name == name);
     if let Some(unknown) = names.iter().find(|name| find(name).is_none()) {
         bail!("no scenario is called {unknown}; `lab list` names them");
     }
     if names.is_empty() {
-        return Ok(scenarios::ALL.iter().collect());
+        let wanted = |scenario: &&Scenario| full || !scenario.long;
+        return Ok(scenarios::ALL.iter().filter(wanted).collect());
     }
     Ok(names.iter().filter_map(find).collect())
 }
@@ -249,8 +254,21 @@ mod tests {
 
     #[test]
     fn an_unknown_scenario_is_named() {
-        let error = choose(&["no-such".to_owned()]).err().unwrap().to_string();
+        let names = ["no-such".to_owned()];
+        let error = choose(&names, false).err().unwrap().to_string();
         assert!(error.contains("no-such"), "{error}");
-        assert_eq!(choose(&[]).unwrap().len(), scenarios::ALL.len());
+    }
+
+    #[test]
+    fn long_scenarios_are_played_when_asked_for() {
+        let all = choose(&[], true).unwrap();
+        assert_eq!(all.len(), scenarios::ALL.len());
+        let usual = choose(&[], false).unwrap();
+        assert!(!usual.is_empty() && usual.iter().all(|scenario| !scenario.long));
+        assert!(
+            all.iter()
+                .filter(|one| one.long)
+                .all(|long| { choose(&[long.name.to_owned()], false).unwrap().len() == 1 })
+        );
     }
 }

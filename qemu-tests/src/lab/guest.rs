@@ -126,8 +126,10 @@ pub(crate) struct GuestConfig {
     pub(crate) cpus: u32,
     /// Disks in order.
     pub(crate) disks: Vec<DiskDevice>,
-    /// Network card, first in the boot order.
+    /// Network card.
     pub(crate) network: Option<NetworkCard>,
+    /// Whether the network comes before the disks in the boot order, or after them.
+    pub(crate) network_first: bool,
     /// SMBIOS identity.
     pub(crate) identity: Option<Identity>,
     /// Kernel to start in place of the boot order.
@@ -468,10 +470,15 @@ fn arguments(
         } else {
             ""
         };
+        let place = if config.network_first {
+            0
+        } else {
+            config.disks.len() + 1
+        };
         add(&["-netdev", &card.attachment.netdev()]);
         add(&[
             "-device",
-            &format!("{},netdev=n0,mac={mac},bootindex=0{rom}", card.model),
+            &format!("{},netdev=n0,mac={mac},bootindex={place}{rom}", card.model),
         ]);
     }
     for (index, disk) in config.disks.iter().enumerate() {

@@ -133,6 +133,11 @@ impl SourceMachine {
         Ok(Self { directory })
     }
 
+    /// Where the disk is kept as it was after its system had run once, by this firmware.
+    pub(crate) fn used_disk(&self, kind: FirmwareKind) -> PathBuf {
+        self.directory.join(format!("used-{kind}.raw"))
+    }
+
     /// The disk image, to be copied.
     pub(crate) fn disk(&self) -> PathBuf {
         self.directory.join("disk.raw")
@@ -281,6 +286,7 @@ fn provision(work: &Path) -> Result<(), SourceError> {
             serial: "SOURCE-DISK".to_owned(),
         }],
         network: None,
+        network_first: false,
         identity: None,
         kernel: Some(DirectKernel {
             kernel: work.join("vmlinuz"),

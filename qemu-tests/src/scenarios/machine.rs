@@ -32,6 +32,8 @@ pub(crate) struct Machine {
     pub(crate) network_model: &'static str,
     /// Its Ethernet address.
     pub(super) mac: [u8; 6],
+    /// Whether its firmware asks the network before its disks.
+    pub(super) network_first: bool,
     firmware: Firmware,
     identity: Identity,
 }
@@ -77,6 +79,7 @@ impl Machine {
             more_disks: Vec::new(),
             network_model: "virtio-net-pci",
             mac,
+            network_first: true,
             firmware: Firmware::fresh(kind, &folder)?,
             identity: Identity {
                 manufacturer: "Netboot Lab".to_owned(),
@@ -129,6 +132,7 @@ impl Machine {
                 .chain(self.more_disks.iter().cloned())
                 .collect(),
             network,
+            network_first: self.network_first,
             identity: Some(self.identity.clone()),
             kernel: None,
             ends_at_reset: true,

@@ -37,6 +37,9 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// What it proves, in one line.
     pub(crate) about: &'static str,
+    /// Whether it is played only when it is named or all are asked for: what it proves is proven by
+    /// another story too, in less time.
+    pub(crate) long: bool,
     /// The story.
     pub(crate) play: fn(&Stage) -> anyhow::Result<()>,
 }
@@ -46,81 +49,97 @@ pub(crate) const ALL: [Scenario; 16] = [
     Scenario {
         name: "link-selftest",
         about: "the virtual link carries TCP and UDP right, under loss, reordering and duplication too",
+        long: false,
         play: link_selftest::play,
     },
     Scenario {
         name: "source-boots-bios",
         about: "the source machine reaches its login prompt under BIOS",
+        long: true,
         play: source_boots::bios,
     },
     Scenario {
         name: "source-boots-uefi",
         about: "the source machine reaches its login prompt under UEFI",
+        long: true,
         play: source_boots::uefi,
     },
     Scenario {
         name: "beacon-time",
         about: "a machine beacons within 3 s of link, from boot files of at most 25 MB",
+        long: false,
         play: beacon_time::play,
     },
     Scenario {
         name: "drivers",
         about: "disks on virtio, NVMe and AHCI behind an Intel network card are all in the beacon",
+        long: false,
         play: drivers::play,
     },
     Scenario {
         name: "local-disk",
         about: "a machine without a job goes on to its local disk",
+        long: false,
         play: local_disk::play,
     },
     Scenario {
         name: "restore-bios",
         about: "a bare BIOS machine comes back from the network, every file right, and starts",
+        long: false,
         play: restore::bios,
     },
     Scenario {
         name: "restore-uefi",
         about: "a bare UEFI machine comes back from the network, every file right, and starts",
+        long: false,
         play: restore::uefi,
     },
     Scenario {
         name: "power-cut",
         about: "after a power cut the disk does not boot, and a new network boot finishes the restore",
+        long: false,
         play: interrupted::power_cut,
     },
     Scenario {
         name: "server-restart",
         about: "the server is killed and started again in the middle, and the restore goes on",
+        long: false,
         play: interrupted::server_restart,
     },
     Scenario {
         name: "packet-loss",
         about: "2 % of all packets are lost, and the restore ends right",
+        long: false,
         play: interrupted::packet_loss,
     },
     Scenario {
         name: "flipped-bit",
         about: "a chunk with one flipped bit is refused by name, and the disk stays unbootable",
+        long: false,
         play: flipped_bit::play,
     },
     Scenario {
         name: "real-network-bios",
         about: "the server's real ports boot a BIOS machine; replies to it are unicast frames",
+        long: false,
         play: real_network::bios,
     },
     Scenario {
         name: "real-network-uefi",
         about: "the server's real ports boot a UEFI machine; replies to it are broadcast",
+        long: false,
         play: real_network::uefi,
     },
     Scenario {
         name: "real-network-restore",
         about: "a bare machine comes back over a network of the kernel",
+        long: true,
         play: real_network::restore,
     },
     Scenario {
         name: "real-network-udhcpc",
         about: "a DHCP client that is not ours gets, renews and returns an address",
+        long: false,
         play: real_network::udhcpc,
     },
 ];

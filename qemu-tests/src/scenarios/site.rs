@@ -220,10 +220,26 @@ impl<'a, L> Site<'a, L> {
             "{} boots from the network to be captured",
             machine.name
         ));
+        // A machine that is known goes on to its disk unless there is work for it.
+        let known = self
+            .server
+            .machines()?
+            .iter()
+            .any(|view| view.inventory.identity.macs.contains(&machine.mac()));
+        let early = if known {
+            Some(self.server.capture(&machine.mac())?)
+        } else {
+            None
+        };
         let mut guest = machine.switch_on(self.stage, Some(port), "capture")?;
-        self.wait_for_beacon(machine, &mut guest)?;
-        self.stage.say("its beacon is there: capture");
-        let job = self.server.capture(&machine.mac())?;
+        let job = match early {
+            Some(job) => job,
+            None => {
+                self.wait_for_beacon(machine, &mut guest)?;
+                self.stage.say("its beacon is there: capture");
+                self.server.capture(&machine.mac())?
+            }
+        };
         self.wait_for_success(&job.id, &mut guest)?;
         // It starts again after a job, which here switches it off.
         guest.wait_until_off(Deadline::seconds(60))?;
