@@ -96,6 +96,12 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
         },
         Some(ServeError::Lock(StoreError::InUse { .. })) => ExitCode::Unavailable,
         Some(ServeError::NotWritable { .. }) => ExitCode::NoRights,
+        // Files in it that another user's server has made.
+        Some(ServeError::Lock(StoreError::Io { source, .. }))
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            ExitCode::NoRights
+        }
         Some(_) => ExitCode::System,
     }
 }

@@ -98,16 +98,9 @@ impl<'a> Stage<'a> {
             .push((self.began.elapsed(), what.to_owned()));
     }
 
-    /// The milestones with the time that each of them took, one a line.
+    /// The milestones as a picture: when each was reached, and a bar for the time that it took.
     pub(crate) fn time_line(&self) -> String {
-        let mut lines = String::new();
-        let mut before = Duration::ZERO;
-        for (at, what) in self.milestones.borrow().iter() {
-            let (at_seconds, took) = (at.as_secs_f64(), (*at - before).as_secs_f64());
-            lines.push_str(&format!("{at_seconds:7.1} s  +{took:6.1} s  {what}\n"));
-            before = *at;
-        }
-        lines
+        draw_time_line(&self.milestones.borrow())
     }
 
     /// A program under test, or a reason to skip.
@@ -146,5 +139,59 @@ impl<'a> Stage<'a> {
         } else if let Err(error) = fs::remove_dir_all(&self.disks) {
             log::warn!("cannot remove {}: {error}", self.disks.display());
         }
+    }
+}
+
+/// Columns that the whole time takes.
+const BAR: f64 = 30.0;
+
+/// Draws each milestone's part of the whole where it lies: a line fits 80 columns and 44 letters.
+fn draw_time_line(milestones: &[(Duration, String)]) -> String {
+    let whole = milestones
+        .last()
+        .map_or(1.0, |(at, _)| at.as_secs_f64().max(f64::MIN_POSITIVE));
+    let column = |at: Duration| (at.as_secs_f64() / whole * BAR).round() as usize;
+    let mut lines = String::new();
+    let mut before = Duration::ZERO;
+    for (at, what) in milestones {
+        let (from, to) = (column(before), column(*at));
+        let bar = if to > from {
+            "█".repeat(to - from)
+        } else {
+            "▏".to_owned()
+        };
+        let bar = format!("{}{bar}", " ".repeat(from));
+        let (at_seconds, took) = (at.as_secs_f64(), (*at - before).as_secs_f64());
+        lines.push_str(&format!(
+            "{at_seconds:6.1} s {bar:31} {took:6.1} s  {what}\n"
+        ));
+        before = *at;
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bar_begins_where_the_one_before_ends() {
+        let seconds = |seconds, what: &str| (Duration::from_secs(seconds), what.to_owned());
+        let drawn = draw_time_line(&[seconds(10, "a"), seconds(10, "b"), seconds(30, "c")]);
+        let lines: Vec<_> = drawn.lines().collect();
+        let bars = |line: &str| line.matches('█').count();
+        assert_eq!(
+            (bars(lines[0]), bars(lines[1]), bars(lines[2])),
+            (10, 0, 20)
+        );
+        let place = |line: &str, mark: char| line.chars().position(|letter| letter == mark);
+        assert_eq!(place(lines[1], '▏'), place(lines[0], '█').map(|at| at + 10));
+        assert_eq!(place(lines[2], '█'), place(lines[1], '▏'));
+        assert!(lines[2].ends_with("20.0 s  c"));
+    }
+
+    #[test]
+    fn a_story_without_milestones_draws_nothing() {
+        assert_eq!(draw_time_line(&[]), "");
     }
 }
