@@ -9,7 +9,7 @@
 
 use crate::filesystem::{ReadAt, ReadError, detect};
 use crate::gpt::{self, GptError};
-use crate::manifest::{PartitionTable, RegionKind};
+use crate::manifest::{FileSystemKind, PartitionTable, RegionKind, Volume};
 use crate::mbr::{self, MbrError};
 use crate::units::HumanBytes;
 use crate::{ByteRange, SectorSize};
@@ -229,8 +229,21 @@ fn has_mbr(disk: &dyn ReadAt, size: u64, sector: SectorSize) -> Result<bool, Lay
     if sensible && fits {
         return Ok(true);
     }
-    // A damaged table is refused by the caller with its reason; a boot sector is no table.
-    Ok(detect::detect(disk, size)?.is_empty())
+    // A damaged table is refused by the caller with its reason; a boot sector is no table. Only the
+    // file systems whose own first sector ends with `55 aa` speak against a table: what else has a
+    // signature may be left from before the disk was partitioned.
+    let boot_sector = |volume: &Volume| {
+        matches!(
+            volume.file_system,
+            FileSystemKind::Fat12
+                | FileSystemKind::Fat16
+                | FileSystemKind::Fat32
+                | FileSystemKind::Exfat
+                | FileSystemKind::Ntfs
+                | FileSystemKind::Bitlocker
+        )
+    };
+    Ok(!detect::detect(disk, size)?.iter().any(boot_sector))
 }
 
 fn regions(

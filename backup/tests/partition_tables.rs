@@ -432,6 +432,26 @@ fn chains_that_lie_are_refused() {
     }
 }
 
+/// A disk cloned onto a smaller one, on whose unused space an old swap signature is left.
+#[test]
+fn a_table_that_leaves_the_disk_is_refused_whatever_an_old_signature_says() {
+    const SIZE: usize = 4 << 20;
+    let mut disk = vec![0; SIZE];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let entry = &mut disk[446..462];
+    entry[4] = 0x83;
+    entry[8..12].copy_from_slice(&2048u32.to_le_bytes());
+    entry[12..16].copy_from_slice(&0x10_0000u32.to_le_bytes());
+    disk[4086..4096].copy_from_slice(b"SWAPSPACE2");
+    disk[1024..1028].copy_from_slice(&1u32.to_le_bytes());
+    disk[1028..1032].copy_from_slice(&(SIZE as u32 / 4096 - 1).to_le_bytes());
+    let refusal = survey_disk(&Memory(&disk), SIZE as u64, SectorSize::S512);
+    assert!(
+        matches!(refusal, Err(LayoutError::Outside { number: 1, .. })),
+        "{refusal:?}"
+    );
+}
+
 #[test]
 fn a_disk_that_is_one_fat_volume_has_no_table() {
     let folder = images::folder();
