@@ -390,7 +390,7 @@ fn from_json<T: DeserializeOwned>(request: &str, bytes: &[u8]) -> Result<T, Requ
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::thread::JoinHandle;
@@ -398,7 +398,7 @@ mod tests {
     use super::*;
 
     /// A server that gives one answer a connection, and returns what it was asked.
-    fn serve(answers: Vec<String>) -> (Server, JoinHandle<Vec<String>>) {
+    pub(crate) fn serve(answers: Vec<String>) -> (Server, JoinHandle<Vec<String>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Server::new(&format!("http://{}/", listener.local_addr().unwrap()));
         let asked = std::thread::spawn(move || {
@@ -430,7 +430,8 @@ mod tests {
         (server, asked)
     }
 
-    fn answer(status: &str, body: &str) -> String {
+    /// An answer for [`serve`].
+    pub(crate) fn answer(status: &str, body: &str) -> String {
         let len = body.len();
         format!("HTTP/1.1 {status}\r\ncontent-length: {len}\r\nconnection: close\r\n\r\n{body}")
     }

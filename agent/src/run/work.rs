@@ -31,6 +31,9 @@ const CANCELLED: &str = "cancelled";
 /// How often progress is shown and reported.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How long to wait before a report that the server could not take is sent again.
+const DELIVER_AGAIN: Duration = Duration::from_secs(5);
+
 /// How a job ended, once the server knows.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -165,20 +168,29 @@ fn conclude(job: &Job, server: &Server, result: Result<Summary, JobError>) -> Ou
             (JobReport::Failed { reason, code }, outcome)
         }
     };
-    deliver(&job.id, server, &report);
+    deliver(&job.id, server, &report, DELIVER_AGAIN);
     outcome
 }
 
-/// Delivers the end of a job, however long the server is away.
-fn deliver(job: &str, server: &Server, report: &JobReport) {
+/// Delivers the end of a job, however long the server is away or in trouble: as long as the server
+/// believes that the job runs, a machine that starts again is given the whole job again.
+fn deliver(job: &str, server: &Server, report: &JobReport, wait: Duration) {
     let server = server.until(Arc::new(AtomicBool::new(false)));
     let path = api::job_report(job);
-    match server.post_json::<JobReportReply>(&path, report) {
-        Ok(_) => {}
-        Err(RequestError::Refused { error, .. }) => {
-            log::warn!("the server does not want the report of job {job}: {error}");
+    loop {
+        match server.post_json::<JobReportReply>(&path, report) {
+            Ok(_) => return,
+            Err(RequestError::Refused { status, error, .. }) if (400..500).contains(&status) => {
+                log::warn!("the server does not want the report of job {job}: {error}");
+                return;
+            }
+            Err(error) => log::error!(
+                "the report of job {job}, trying again in {} s: {}",
+                wait.as_secs(),
+                chain(&error)
+            ),
         }
-        Err(error) => log::error!("the report of job {job}: {}", chain(&error)),
+        std::thread::sleep(wait);
     }
 }
 
@@ -203,6 +215,41 @@ pub(crate) fn settle_crash(server: &Server, station: &Station, how: &str) {
         reason,
         code: "internal".to_owned(),
     };
-    deliver(&job, server, &report);
+    deliver(&job, server, &report, DELIVER_AGAIN);
     let _ = std::fs::remove_file(CRASH_MARK);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::http::tests::{answer, serve};
+
+    fn asked_when_answered(answers: &[(&str, &str)]) -> usize {
+        let answers = answers.iter().map(|(status, body)| answer(status, body));
+        let (server, asked) = serve(answers.collect());
+        let report = JobReport::Succeeded {
+            summary: Vec::new(),
+        };
+        deliver("7", &server, &report, Duration::ZERO);
+        asked.join().unwrap().len()
+    }
+
+    #[test]
+    fn a_report_that_the_server_could_not_take_is_sent_until_it_is_taken() {
+        let error = r#"{"code":"internal","message":"the database is busy"}"#;
+        let taken = r#"{"cancelled":false}"#;
+        let answers = [
+            ("500 Internal Server Error", error),
+            ("500 Internal Server Error", ""),
+            ("503 Service Unavailable", ""),
+            ("200 OK", taken),
+        ];
+        assert_eq!(asked_when_answered(&answers), 4);
+    }
+
+    #[test]
+    fn a_report_that_the_server_does_not_want_is_given_up() {
+        let error = r#"{"code":"not-found","message":"no such job"}"#;
+        assert_eq!(asked_when_answered(&[("404 Not Found", error)]), 1);
+    }
 }
