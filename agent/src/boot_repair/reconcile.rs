@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::load_option::LoadOption;
+use super::load_option::{ACTIVE, LoadOption};
 
 /// The firmware's boot entries as they are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -90,12 +90,14 @@ fn find(entries: &BTreeMap<u16, Vec<u8>>, option: &LoadOption) -> Option<u16> {
     })
 }
 
-/// Whether the entry names the partition where it is now; then its other bytes are the firmware's.
+/// Whether the entry names the partition where it is now and takes part in the boot order as wanted;
+/// then its other bytes are the firmware's.
 fn starts_the_same(there: &[u8], option: &LoadOption) -> bool {
-    let target = LoadOption::parse(there)
-        .ok()
-        .and_then(|there| there.target());
-    target.map(|(drive, _)| drive) == option.target().map(|(drive, _)| drive)
+    let said = |option: &LoadOption| {
+        let drive = option.target().map(|(drive, _)| drive);
+        (drive, option.attributes & ACTIVE)
+    };
+    LoadOption::parse(there).is_ok_and(|there| said(&there) == said(option))
 }
 
 fn free_number(entries: &BTreeMap<u16, Vec<u8>>, liked: u16) -> Option<u16> {
@@ -182,6 +184,26 @@ mod tests {
         let changes = reconcile(&current, &wanted);
         assert_eq!(changes.entries, [(9, wanted[0].option.encode())]);
         assert_eq!(changes.order, None);
+    }
+
+    #[test]
+    fn an_inactive_entry_is_set_active_under_its_number() {
+        let mut inactive = option(1, 2048, SHIM);
+        inactive.attributes &= !ACTIVE;
+        let current = Current {
+            entries: BTreeMap::from([(9, inactive.encode())]),
+            order: vec![9],
+            boot_current: None,
+        };
+        let wanted = [Wanted {
+            number: 0,
+            option: option(1, 2048, SHIM),
+        }];
+        let changes = reconcile(&current, &wanted);
+        assert_eq!(changes.entries, [(9, wanted[0].option.encode())]);
+        assert_eq!(changes.order, None);
+        let again = reconcile(&apply(&current, &changes), &wanted);
+        assert_eq!(again.entries, []);
     }
 
     proptest! {
