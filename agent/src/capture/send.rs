@@ -68,6 +68,8 @@ pub(crate) fn send_disk(
             let receiver = Arc::clone(&receiver);
             scope.spawn(move || sender.work(&receiver));
         }
+        // Only the workers hold it: when none is left, the reader hears that instead of waiting.
+        drop(receiver);
         sender.read_all(device, regions, &queue);
     });
     if let Some(fault) = sender
