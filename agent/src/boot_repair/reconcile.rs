@@ -90,14 +90,15 @@ fn find(entries: &BTreeMap<u16, Vec<u8>>, option: &LoadOption) -> Option<u16> {
     })
 }
 
-/// Whether the entry names the partition where it is now and takes part in the boot order as wanted;
-/// then its other bytes are the firmware's.
+/// Whether the entry names the partition where it is now and is active if that is wanted; then its
+/// other bytes are the firmware's.
 fn starts_the_same(there: &[u8], option: &LoadOption) -> bool {
-    let said = |option: &LoadOption| {
-        let drive = option.target().map(|(drive, _)| drive);
-        (drive, option.attributes & ACTIVE)
+    let Ok(there) = LoadOption::parse(there) else {
+        return false;
     };
-    LoadOption::parse(there).is_ok_and(|there| said(&there) == said(option))
+    let drive = |option: &LoadOption| option.target().map(|(drive, _)| drive);
+    let is_inactive = there.attributes & ACTIVE < option.attributes & ACTIVE;
+    drive(&there) == drive(option) && !is_inactive
 }
 
 fn free_number(entries: &BTreeMap<u16, Vec<u8>>, liked: u16) -> Option<u16> {
@@ -204,6 +205,13 @@ mod tests {
         assert_eq!(changes.order, None);
         let again = reconcile(&apply(&current, &changes), &wanted);
         assert_eq!(again.entries, []);
+        // The other way round the firmware's entry stays as it is.
+        let wanted = [Wanted {
+            number: 0,
+            option: inactive,
+        }];
+        let kept = reconcile(&apply(&current, &changes), &wanted);
+        assert_eq!(kept.entries, []);
     }
 
     proptest! {
