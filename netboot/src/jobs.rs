@@ -2,8 +2,8 @@
 //!
 //! Invariant: a machine has at most one unfinished job (the database enforces it), and a job that
 //! was created is handed out until it is over: a machine that restarts in the middle, or that never
-//! got the answer, gets the same job again. A failed job stays failed; only a person starts
-//! another. What is *not* here: who may ask (`http`), what a job does to a machine (the agent).
+//! got the answer, gets the same job again, but for a restore of a machine that was not heard of for
+//! a day. A failed job stays failed; only a person starts another. What is *not* here: who may ask (`http`), what a job does to a machine (the agent).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,6 +73,10 @@ pub(crate) enum JobError {
 
 /// After this many bytes of uploads their sum is written: each write waits for the disk.
 const STORED_WRITTEN_EVERY: u64 = 256 * 1024 * 1024;
+
+/// After this many seconds of silence a restore is not gone on with: it may have been done but for
+/// its last report, and what is on the disks has been worked with since.
+const RESTORE_GOES_STALE: u64 = 24 * 60 * 60;
 
 /// A job as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -251,6 +255,43 @@ impl Jobs {
             let restore = matches!(record.job.kind, JobKind::Restore { .. });
             restore && of.is_none_or(|id| record.job.kind.restore_point() == id)
         }))
+    }
+
+    /// Ends the running restore of a machine that was silent for longer than a day, in place of
+    /// handing it out again. `heard_before` is when the machine was last heard of before it came
+    /// back, `now` the present; both are seconds since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn end_stale_restore(
+        &self,
+        machine: &str,
+        heard_before: Option<u64>,
+        now: u64,
+    ) -> Result<Option<JobRecord>, JobError> {
+        let Some(record) = self.unfinished(machine)? else {
+            return Ok(None);
+        };
+        let restore = matches!(record.job.kind, JobKind::Restore { .. });
+        if !restore || record.state != JobState::Running {
+            return Ok(None);
+        }
+        let heard = heard_before.max(record.started_at).unwrap_or(now);
+        if now.saturating_sub(heard) <= RESTORE_GOES_STALE {
+            return Ok(None);
+        }
+        let since = i64::try_from(heard)
+            .ok()
+            .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+            .map_or_else(|| heard.to_string(), |time| time.to_string());
+        let failed = JobReport::Failed {
+            reason: format!(
+                "not heard of since {since}; nothing was done now; order the restore again if it is still wanted"
+            ),
+            code: "interrupted".to_owned(),
+        };
+        let reported = self.report(&record.job.id, &failed)?;
+        Ok(reported.ended.then_some(reported.job))
     }
 
     /// The job for a machine that sent a beacon, which is then running. A machine that waits or
@@ -537,3 +578,6 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
         ended_at: row.get::<_, Option<i64>>(12)?.map(unsigned),
     })
 }
+
+#[cfg(test)]
+mod tests;

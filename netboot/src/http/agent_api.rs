@@ -106,8 +106,8 @@ async fn beacon(State(shared): Shared, body: Body) -> Result<Json<BeaconReply>, 
         // Listening comes first, so that a job created from here on is not missed.
         let changed = shared.recovery.jobs.listen();
         let recovery = Arc::clone(&shared.recovery);
-        let (machine, state) = (seen.id.clone(), beacon.state);
-        let job = smol::unblock(move || hand_out(&recovery, &machine, state)).await?;
+        let (by, state) = (seen.clone(), beacon.state);
+        let job = smol::unblock(move || hand_out(&recovery, &by, state)).await?;
         // The first beacon of a boot is answered at once: the machine shows that it was heard.
         if job.is_some() || state == AgentState::Working || seen.new_boot {
             return Ok(Json(reply(job)));
@@ -190,9 +190,22 @@ fn note(recovery: &Recovery, machine: &str, trouble: bool, text: String) {
 
 fn hand_out(
     recovery: &Recovery,
-    machine: &str,
+    seen: &Seen,
     state: AgentState,
 ) -> Result<Option<JobRecord>, Refusal> {
+    let machine = seen.id.as_str();
+    if state != AgentState::Working
+        && let Some(ended) =
+            recovery
+                .jobs
+                .end_stale_restore(machine, seen.heard_before, crate::state::now())?
+    {
+        let (id, job) = (ended.job.kind.restore_point(), &ended.job.id);
+        let reason = ended.error.as_deref().unwrap_or("interrupted");
+        let text = format!("restore of restore point {id} ended (job {job}): {reason}");
+        note(recovery, machine, true, text);
+        return Ok(None);
+    }
     let Some(record) = recovery.jobs.hand_out(machine, state)? else {
         return Ok(None);
     };

@@ -118,6 +118,8 @@ pub(crate) struct Seen {
     pub(crate) name: String,
     /// Whether it is the first beacon since the machine was started.
     pub(crate) new_boot: bool,
+    /// When it was last heard of before this beacon: seconds since 1970-01-01 UTC.
+    pub(crate) heard_before: Option<u64>,
 }
 
 /// All machines.
@@ -188,6 +190,7 @@ impl Machines {
         };
         let before = known.get(&id);
         let host_name = before.and_then(|machine| machine.host_name.clone());
+        let heard_before = before.map(|machine| machine.last_beacon);
         let mut machine = Machine::of(id.clone(), host_name, beacon, now);
         let new_boot = before.is_none_or(|before| before.boot_id != machine.boot_id);
         if let Some(before) = before {
@@ -203,7 +206,12 @@ impl Machines {
         }
         let name = machine.name();
         known.insert(id.clone(), machine);
-        Ok(Seen { id, name, new_boot })
+        Ok(Seen {
+            id,
+            name,
+            new_boot,
+            heard_before,
+        })
     }
 
     /// A machine's job was heard of: it is there and works.

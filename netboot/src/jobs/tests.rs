@@ -1,0 +1,105 @@
+use backup::plan::Choices;
+
+use super::*;
+
+const DAY: u64 = 24 * 60 * 60;
+
+struct Bench {
+    _directory: tempfile::TempDir,
+    jobs: Jobs,
+}
+
+impl Bench {
+    /// Jobs for a machine `m`.
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::open(&directory.path().join("state.sqlite")).unwrap();
+        let machine = "INSERT INTO machine (id, inventory, agent_state, pairing_code, boot_id,
+            last_beacon) VALUES ('m', '{}', '\"waiting\"', '1', 'a', 0)";
+        database
+            .with(|connection| connection.execute(machine, []))
+            .unwrap();
+        Self {
+            _directory: directory,
+            jobs: Jobs::new(Arc::new(database)),
+        }
+    }
+
+    /// A job that the machine took; when it did.
+    fn taken(&self, kind: JobKind) -> (JobRecord, u64) {
+        self.jobs.create("m", kind, Afterwards::Reboot).unwrap();
+        let record = self.jobs.hand_out("m", AgentState::Waiting).unwrap();
+        let record = record.unwrap();
+        let started = record.started_at.unwrap();
+        (record, started)
+    }
+}
+
+fn restore_point() -> RestorePointId {
+    RestorePointId::try_from("20261120T121212Z-aaaaaaaa".to_owned()).unwrap()
+}
+
+fn restore() -> JobKind {
+    JobKind::Restore {
+        restore_point: restore_point(),
+        choices: Choices::default(),
+    }
+}
+
+#[test]
+fn a_restore_of_a_machine_that_was_silent_for_more_than_a_day_is_ended_and_not_done_again() {
+    let bench = Bench::new();
+    let (job, started) = bench.taken(restore());
+    let heard = Some(started + 10);
+    let ended = bench
+        .jobs
+        .end_stale_restore("m", heard, started + 11 + DAY)
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (ended.job.id, ended.state),
+        (job.job.id.clone(), JobState::Failed)
+    );
+    assert_eq!(ended.error_code.as_deref(), Some("interrupted"));
+    let reason = ended.error.unwrap();
+    assert!(reason.contains("nothing was done now"), "{reason}");
+    assert!(reason.starts_with("not heard of since 20"), "{reason}");
+    // What the boot policy asks, and what the next beacon gets.
+    assert_eq!(bench.jobs.unfinished("m").unwrap(), None);
+    assert_eq!(bench.jobs.hand_out("m", AgentState::Waiting).unwrap(), None);
+}
+
+#[test]
+fn a_restore_heard_of_within_a_day_goes_on() {
+    let bench = Bench::new();
+    let (_, started) = bench.taken(restore());
+    let stale = |heard, now| bench.jobs.end_stale_restore("m", heard, now).unwrap();
+    assert_eq!(stale(Some(started + 10), started + 10 + DAY), None);
+    // It was handed out at the first beacon after long: that counts, too.
+    assert_eq!(stale(Some(started - 9 * DAY), started + DAY), None);
+    // A clock that was set back.
+    assert_eq!(stale(Some(started), started - DAY), None);
+    assert!(
+        bench
+            .jobs
+            .hand_out("m", AgentState::Waiting)
+            .unwrap()
+            .is_some()
+    );
+}
+
+#[test]
+fn a_capture_and_a_restore_not_taken_yet_never_get_old() {
+    let bench = Bench::new();
+    let waiting = bench
+        .jobs
+        .create("m", restore(), Afterwards::Reboot)
+        .unwrap();
+    let late = waiting.created_at + 99 * DAY;
+    let stale = || bench.jobs.end_stale_restore("m", Some(1), late).unwrap();
+    assert_eq!(stale(), None);
+    bench.jobs.cancel(&waiting.job.id).unwrap();
+    let restore_point = restore_point();
+    bench.taken(JobKind::Capture { restore_point });
+    assert_eq!(stale(), None);
+}
