@@ -169,8 +169,14 @@ impl DhcpServer {
         let granted = self
             .leases
             .of_client(exchange.subnet, exchange.mac)
-            .is_some_and(|lease| lease.state == LeaseState::Bound && lease.until > exchange.now);
-        // A client that starts again keeps its lease until it takes the offer.
+            .is_some_and(|lease| {
+                lease.address == address
+                    && lease.state == LeaseState::Bound
+                    && lease.until > exchange.now
+            });
+        // A client that starts again keeps its lease until it takes the offer. One that is offered
+        // another address (its reservation is new) holds that one instead: an address that was
+        // taken from the pool and held for nobody would never come back to it.
         if !granted {
             self.leases.put(
                 exchange.subnet,

@@ -345,6 +345,24 @@ fn a_reserved_address_is_its_machines_only() {
 }
 
 #[test]
+fn an_offer_beside_a_lease_on_another_address_takes_one_address_however_often_it_is_asked_for() {
+    // The pool was changed while client 1 had an address of the old one.
+    let old = Lease {
+        address: address(50),
+        mac: client(1),
+        state: LeaseState::Bound,
+        until: START.after(3600),
+    };
+    let mut server = DhcpServer::new(settings(100, 101), vec![old]);
+    for _ in 0..5 {
+        let discover = request(client(1), MessageType::Discover);
+        let offer = answer(&react(&mut server, &discover, START));
+        assert_eq!(offer.your_address, address(100));
+    }
+    assert_eq!(bind(&mut server, client(2), START), address(101));
+}
+
+#[test]
 fn leases_survive_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("state.sqlite");
