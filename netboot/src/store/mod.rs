@@ -177,9 +177,12 @@ impl Store {
     /// [`StoreError`] when something cannot be read.
     pub(crate) fn look(data_directory: &Path) -> Result<Self, StoreError> {
         let root = data_directory.join("store");
+        // In this order: the chunks of a restore point lie in packs before it is published, so that
+        // one published in between lacks nothing.
+        let restore_points = RestorePoints::look(&root)?;
         Ok(Self {
             chunks: Arc::new(ChunkStore::open_read_only(&root.join("packs"))?),
-            restore_points: RestorePoints::look(&root)?,
+            restore_points,
         })
     }
 }
