@@ -273,7 +273,7 @@ impl ChunkStore {
                 source,
             ));
         }
-        durable::sync_directory(&self.packs)?;
+        durable::sync_directory(&self.packs).inspect_err(|_| writer.broken = true)?;
         // A failure from here on leaves a durable pack without an index: the next seal, or the
         // next start, tries again.
         let index = PackIndex {

@@ -161,15 +161,14 @@ impl RestorePoints {
         let path = self.published_root.join(id.as_str());
         fs::rename(&staging, &path)
             .map_err(|source| StoreError::io("cannot publish", &path, source))?;
-        // The commit is done: the rename decides. Its durability is asked for before anyone is
-        // told, and both directories changed.
+        // The commit is done: the rename decides, so that it is listed even if what follows fails.
+        self.published
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone(), view.clone());
+        // The capture is told only when the rename is durable; both directories changed.
         durable::sync_directory(&self.published_root)?;
         durable::sync_directory(&self.staging_root)?;
-        let mut published = self
-            .published
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        published.insert(id.clone(), view.clone());
         Ok(view)
     }
 
@@ -187,6 +186,9 @@ impl RestorePoints {
         };
         drop(published);
         if self.manifest(id)? == manifest_bytes {
+            // The first answer may have been that this failed.
+            durable::sync_directory(&self.published_root)?;
+            durable::sync_directory(&self.staging_root)?;
             Ok(Some(view))
         } else {
             Err(PublishError::Exists { id: id.clone() })
