@@ -150,6 +150,9 @@ pub(crate) enum Touched {
     Nothing,
     /// Writing has begun; the disks do not boot.
     Begun,
+    /// All but the first sectors is written and checked; those, by which a disk starts, are being
+    /// written.
+    Committing,
     /// The tables are written.
     Committed,
 }
@@ -165,6 +168,10 @@ pub(crate) fn report(fault: &Fault, touched: Touched) -> JobError {
         Touched::Begun => {
             "the disk was partly written and does not boot; start the same restore again, it goes \
              on where it stopped"
+        }
+        Touched::Committing => {
+            "the data is written and whole, but not each disk is known to have its first sector, by \
+             which it starts; start the same restore again"
         }
         Touched::Committed => {
             "the data and the partition table are written and whole; only what is named above is \

@@ -1,57 +1,110 @@
-//! The commit: the partition table, the last write of a restore.
+//! The commit: the partition tables, the last writes of a restore.
 //!
-//! The tables are written in the plan's order, each flushed; the first sector is the last, because
-//! neither BIOS nor UEFI starts anything from a disk without it. Then all of it is read again.
+//! Invariant: nothing that makes a disk start is written before all the rest of all disks is flushed
+//! and was read again. The first sector of each disk is the last, because neither BIOS nor UEFI
+//! starts anything from a disk without it; it is one sector, so a power cut cannot tear it.
 
 use backup::ByteRange;
 use backup::plan::DiskPlan;
 
 use crate::device::{BlockDevice, io_error};
-use crate::job::error::Fault;
+use crate::job::error::{Fault, Touched};
 
-/// Writes the table. `reserved` is what belongs where the marker is: it goes in before the last
-/// table write, so that no byte of the backup is missing on a disk that starts.
+/// Bytes that are written by the commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Write {
+    /// What they are, for people.
+    pub(crate) what: String,
+    /// Byte offset on the disk.
+    pub(crate) offset: u64,
+    /// What belongs there.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// What the commit writes to one disk.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    /// In this order; the disk does not start from them.
+    pub(crate) before: Vec<Write>,
+    /// The first sector, if there is one to write.
+    pub(crate) last: Option<Write>,
+}
+
+impl Writes {
+    /// The writes of a plan. `reserved` is what belongs where the marker is: it goes in before the
+    /// first sector, so that no byte of the backup is missing on a disk that starts. `first` is the
+    /// first sector of a disk whose plan has no table to write.
+    pub(crate) fn new(plan: &DiskPlan, reserved: Option<Write>, first: Option<Write>) -> Self {
+        let mut before: Vec<_> = plan
+            .commit
+            .iter()
+            .map(|table| Write {
+                what: table.what.clone(),
+                offset: table.offset,
+                bytes: table.bytes.0.clone(),
+            })
+            .collect();
+        let last = before.pop().or(first);
+        before.extend(reserved);
+        Self { before, last }
+    }
+}
+
+/// Makes the disks start.
 ///
 /// # Errors
-/// A disk that fails or does not hold what was written.
+/// A disk that fails or does not hold what was written; `touched` says whether any of them may start.
 pub(crate) fn commit(
-    device: &dyn BlockDevice,
-    plan: &DiskPlan,
-    reserved: Option<&(u64, Vec<u8>)>,
+    disks: &[(&dyn BlockDevice, Writes)],
+    touched: &mut Touched,
 ) -> Result<(), Fault> {
-    let (last, before) = match plan.commit.split_last() {
-        Some((last, before)) => (Some(last), before),
-        None => (None, &[][..]),
-    };
-    let tables = before
-        .iter()
-        .map(|table| (table.what.as_str(), table.offset, &table.bytes.0));
-    let reserved = reserved.map(|(offset, bytes)| ("the marker's sector", *offset, bytes));
-    let last = last.map(|table| (table.what.as_str(), table.offset, &table.bytes.0));
-    let writes: Vec<_> = tables.chain(reserved).chain(last).collect();
-    for (what, offset, bytes) in &writes {
-        let range = ByteRange::between(*offset, *offset + bytes.len() as u64);
-        log::info!("{}: writing {what} at byte {offset}", device.name());
-        device
-            .write_at(*offset, bytes)
-            .map_err(io_error("writing", device, range))?;
-        device
-            .flush()
-            .map_err(io_error("flushing", device, range))?;
-    }
-    for (what, offset, bytes) in &writes {
-        let range = ByteRange::between(*offset, *offset + bytes.len() as u64);
-        let mut found = vec![0; bytes.len()];
-        device
-            .read_at(*offset, &mut found)
-            .map_err(io_error("reading", device, range))?;
-        if found != **bytes {
-            return Err(Fault::ReadBack {
-                device: device.name().to_owned(),
-                what: (*what).to_owned(),
-                offset: *offset,
-            });
+    for (device, writes) in disks {
+        for write in &writes.before {
+            put(*device, write)?;
+        }
+        for write in &writes.before {
+            check(*device, write)?;
         }
     }
+    *touched = Touched::Committing;
+    for (device, writes) in disks {
+        if let Some(write) = &writes.last {
+            put(*device, write)?;
+            check(*device, write)?;
+        }
+    }
+    *touched = Touched::Committed;
     Ok(())
+}
+
+fn range(write: &Write) -> ByteRange {
+    ByteRange::between(write.offset, write.offset + write.bytes.len() as u64)
+}
+
+/// Writes and flushes.
+fn put(device: &dyn BlockDevice, write: &Write) -> Result<(), Fault> {
+    let (what, offset) = (&write.what, write.offset);
+    log::info!("{}: writing {what} at byte {offset}", device.name());
+    device
+        .write_at(offset, &write.bytes)
+        .map_err(io_error("writing", device, range(write)))?;
+    Ok(device
+        .flush()
+        .map_err(io_error("flushing", device, range(write)))?)
+}
+
+/// Reads again.
+fn check(device: &dyn BlockDevice, write: &Write) -> Result<(), Fault> {
+    let mut found = vec![0; write.bytes.len()];
+    device
+        .read_at(write.offset, &mut found)
+        .map_err(io_error("reading", device, range(write)))?;
+    if found == write.bytes {
+        return Ok(());
+    }
+    Err(Fault::ReadBack {
+        device: device.name().to_owned(),
+        what: write.what.clone(),
+        offset: write.offset,
+    })
 }

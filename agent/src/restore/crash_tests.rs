@@ -9,13 +9,14 @@ use backup::hardware::Disk;
 use backup::plan::{Choices, DiskPlan, RestorePlan};
 use backup::{ByteRange, SectorSize};
 
+use super::commit::{Write, Writes, commit};
 use super::restore;
 use super::tests::noise;
 use crate::boot_repair::variables::Variables;
 use crate::capture::capture;
 use crate::device::{Access, BlockDevice, DeviceError};
 use crate::job::JobError;
-use crate::job::error::Fault;
+use crate::job::error::{Fault, Touched};
 use crate::job::fake::{Bench, FakeServer, ImageMachine, disk, point, run};
 use crate::job::platform::{Loader, Platform};
 
@@ -33,6 +34,8 @@ struct Medium {
     cut_at: u64,
     /// A sector that cannot be written.
     bad: Option<u64>,
+    /// A sector that says it was written and was not.
+    lost: Option<u64>,
 }
 
 impl Medium {
@@ -44,6 +47,7 @@ impl Medium {
             operations: 0,
             cut_at: u64::MAX,
             bad: None,
+            lost: None,
         }
     }
 
@@ -116,8 +120,14 @@ impl BlockDevice for CrashDisk {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         let at = offset as usize;
-        medium.live[at..at + bytes.len()].copy_from_slice(bytes);
-        medium.pending.push((at, bytes.to_vec()));
+        let mut kept = bytes.to_vec();
+        if let Some(lost) = medium.lost.filter(|lost| sectors.contains(lost)) {
+            let from = lost as usize * 512;
+            let before = medium.live[from..from + 512].to_vec();
+            kept[from - at..from - at + 512].copy_from_slice(&before);
+        }
+        medium.live[at..at + kept.len()].copy_from_slice(&kept);
+        medium.pending.push((at, kept));
         Ok(())
     }
 
@@ -187,20 +197,43 @@ fn server() -> &'static FakeServer {
     })
 }
 
+/// A captured disk without a table: a FAT file system from its first sector to its last, with a boot
+/// sector and with data where the marker will be.
+fn server_of_whole_disk() -> &'static FakeServer {
+    static SERVER: OnceLock<FakeServer> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("source");
+        fs::write(&image, vec![0; SIZE as usize]).unwrap();
+        let path = image.to_str().unwrap();
+        run("mkfs.vfat", &["-F", "16", path]);
+        for number in 0..8u64 {
+            let file = folder.path().join(number.to_string());
+            fs::write(&file, noise(number + 1, 1_300_000)).unwrap();
+            run("mcopy", &["-i", path, file.to_str().unwrap(), "::/"]);
+        }
+        let bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", SIZE)]);
+        capture(&bench.engine(), &point("rp-1")).unwrap();
+        bench.server
+    })
+}
+
 /// Restores to the medium, cut at an operation; returns the medium and how many bytes were fetched.
-fn restore_to(mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
+fn restore_to(server: &FakeServer, mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
     medium.cut_at = cut_at;
-    let (medium, fetched, result) = try_restore(medium);
+    let (medium, fetched, result) = try_restore(server, medium);
     (medium, fetched, result.is_ok())
 }
 
-fn try_restore(medium: Medium) -> (Medium, u64, Result<Vec<String>, JobError>) {
+fn try_restore(
+    server: &FakeServer,
+    medium: Medium,
+) -> (Medium, u64, Result<Vec<String>, JobError>) {
     let medium = Arc::new(Mutex::new(medium));
     let bench = Bench::new(
         CrashMachine(Arc::clone(&medium)),
         vec![disk("target", SIZE)],
     );
-    let server = server();
     let mut engine = bench.engine();
     engine.server = server;
     let result = restore(&engine, &point("rp-1"), &Choices::default());
@@ -221,12 +254,21 @@ fn old_disk() -> Medium {
 
 #[test]
 fn cut_at_every_write_the_disk_never_starts_half_and_the_restore_goes_on() {
-    let (whole, all, ended) = restore_to(old_disk(), u64::MAX);
+    cut_at_every_write(server());
+}
+
+#[test]
+fn cut_at_every_write_a_disk_without_a_table_never_starts_half_either() {
+    cut_at_every_write(server_of_whole_disk());
+}
+
+fn cut_at_every_write(server: &FakeServer) {
+    let (whole, all, ended) = restore_to(server, old_disk(), u64::MAX);
     assert!(ended && whole.starts() && whole.live == whole.durable);
     let mut resumed_with_less = 0;
     for cut in 0..whole.operations {
         for seed in [0, 1, cut + 2] {
-            let (medium, _, ended) = restore_to(old_disk(), cut);
+            let (medium, _, ended) = restore_to(server, old_disk(), cut);
             assert!(!ended, "cut at {cut}");
             let found = medium.after_cut(seed);
             assert!(
@@ -236,13 +278,13 @@ fn cut_at_every_write_the_disk_never_starts_half_and_the_restore_goes_on() {
 
             // Cut a second time, at a place that is different each time, then left alone.
             let again = (cut * 7 + seed * 3) % whole.operations;
-            let (medium, _, _) = restore_to(found, again);
+            let (medium, _, _) = restore_to(server, found, again);
             let found = medium.after_cut(seed + 1);
             assert!(
                 !found.starts() || found.durable == whole.durable,
                 "second cut at {again}: half"
             );
-            let (medium, fetched, ended) = restore_to(found, u64::MAX);
+            let (medium, fetched, ended) = restore_to(server, found, u64::MAX);
             assert!(
                 ended && medium.durable == whole.durable,
                 "cut at {cut}, seed {seed}"
@@ -259,10 +301,10 @@ fn cut_at_every_write_the_disk_never_starts_half_and_the_restore_goes_on() {
 
 #[test]
 fn an_interrupted_restore_fetches_only_what_is_not_there() {
-    let (whole, all, _) = restore_to(old_disk(), u64::MAX);
+    let (whole, all, _) = restore_to(server(), old_disk(), u64::MAX);
     // Late: the data is there, the table is not.
-    let (medium, _, _) = restore_to(old_disk(), whole.operations - 4);
-    let (medium, fetched, ended) = restore_to(medium.after_cut(1), u64::MAX);
+    let (medium, _, _) = restore_to(server(), old_disk(), whole.operations - 4);
+    let (medium, fetched, ended) = restore_to(server(), medium.after_cut(1), u64::MAX);
     assert!(ended && medium.durable == whole.durable);
     // Pieces with parts that are written last are always fetched again.
     assert!(fetched * 3 < all, "{fetched} of {all}");
@@ -273,7 +315,7 @@ fn a_target_sector_that_cannot_be_written_is_named() {
     let mut medium = old_disk();
     // In the middle of a long write.
     medium.bad = Some(9001);
-    let (medium, _, result) = try_restore(medium);
+    let (medium, _, result) = try_restore(server(), medium);
     let error = result.unwrap_err();
     assert_eq!(error.code, "disk-error");
     assert!(
@@ -284,4 +326,61 @@ fn a_target_sector_that_cannot_be_written_is_named() {
         error.reason
     );
     assert!(!medium.starts());
+}
+
+#[test]
+fn a_disk_that_lost_a_write_of_the_commit_does_not_start() {
+    // Primary GPT, the end of the marker's sector, backup GPT.
+    for lost in [1, 2047, SIZE / 512 - 1] {
+        let mut medium = old_disk();
+        medium.lost = Some(lost);
+        let (medium, _, result) = try_restore(server(), medium);
+        let error = result.unwrap_err();
+        assert_eq!(error.code, "disk-error", "{}", error.reason);
+        assert!(
+            error.reason.contains("does not boot"),
+            "sector {lost}: {}",
+            error.reason
+        );
+        assert!(medium.live[..512].iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn no_disk_starts_before_the_rest_of_all_disks_was_read_again() {
+    let write = |what: &str, offset, bytes: Vec<u8>| Write {
+        what: what.to_owned(),
+        offset,
+        bytes,
+    };
+    let commit_with_lost = |lost: Option<u64>| {
+        let disks = [None, lost].map(|lost| {
+            let mut medium = Medium::new(vec![0; SIZE as usize]);
+            medium.lost = lost;
+            Arc::new(Mutex::new(medium))
+        });
+        let devices = disks.clone().map(CrashDisk);
+        let writes = || Writes {
+            before: vec![write("table", 512, noise(1, 1024))],
+            last: Some(write("the first sector", 0, vec![0x55; 512])),
+        };
+        let devices: Vec<_> = devices
+            .iter()
+            .map(|device| (device as &dyn BlockDevice, writes()))
+            .collect();
+        let mut touched = Touched::Begun;
+        let result = commit(&devices, &mut touched);
+        let first = disks.map(|disk| disk.lock().unwrap().durable[0] == 0x55);
+        (result.is_ok(), touched, first)
+    };
+    let (yes, no) = (true, false);
+    assert_eq!(
+        commit_with_lost(None),
+        (yes, Touched::Committed, [yes, yes])
+    );
+    assert_eq!(commit_with_lost(Some(2)), (no, Touched::Begun, [no, no]));
+    assert_eq!(
+        commit_with_lost(Some(0)),
+        (no, Touched::Committing, [yes, no])
+    );
 }

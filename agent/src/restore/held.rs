@@ -1,9 +1,11 @@
 //! What is held back until the rest is flushed: superblocks, boot sectors, the first MiB.
 //!
-//! Pure: no I/O. What lies where the marker is comes last of all, see [`super::commit`].
+//! Pure: no I/O. What lies where the marker is and what makes a disk start comes last of all, see
+//! [`super::commit`].
 
 use backup::ByteRange;
 
+use super::commit::Write;
 use super::write::Target;
 use super::{marker, work};
 
@@ -31,40 +33,41 @@ impl Held {
     }
 }
 
-/// The held parts with their ranges, without the marker's sector.
-pub(super) fn outside_marker<'h>(
+/// The held parts with their ranges, without what the commit writes: the marker's sector, and the
+/// first sector of a disk without a table.
+pub(super) fn before_commit<'h>(
     targets: &[Target],
     held: &'h [Held],
 ) -> impl Iterator<Item = (&'h Held, ByteRange)> {
     let places: Vec<_> = targets
         .iter()
-        .map(|target| marker::place(target.device.size()))
+        .map(|target| (marker::place(target.device.size()), target.first))
         .collect();
     held.iter().flat_map(move |part| {
-        let place = places.get(part.disk).copied().flatten();
-        work::without(part.range(), place)
+        let (marker, first) = places.get(part.disk).copied().unwrap_or_default();
+        work::without(part.range(), marker)
             .into_iter()
+            .flat_map(move |range| work::without(range, first))
             .map(move |range| (part, range))
     })
 }
 
-/// What belongs where the marker is, for each disk; zeros where the backup has nothing.
-pub(super) fn marker_contents(targets: &[Target], held: &[Held]) -> Vec<Option<(u64, Vec<u8>)>> {
-    let content = |(disk, target): (usize, &Target)| {
-        let place = marker::place(target.device.size())?;
-        let mut bytes = vec![0; place.len() as usize];
-        for part in held.iter().filter(|part| part.disk == disk) {
-            let range = part.range();
-            let both = ByteRange::between(
-                range.start().max(place.start()),
-                range.end().min(place.end()),
-            );
-            if !both.is_empty() {
-                let at = (both.start() - place.start()) as usize;
-                bytes[at..at + both.len() as usize].copy_from_slice(part.bytes_of(both));
-            }
+/// What belongs in a place of a disk; zeros where the backup has nothing.
+pub(super) fn contents(held: &[Held], disk: usize, place: ByteRange, what: &str) -> Write {
+    let mut bytes = vec![0; place.len() as usize];
+    for part in held.iter().filter(|part| part.disk == disk) {
+        let range = part.range();
+        let start = range.start().max(place.start());
+        let end = range.end().min(place.end());
+        if start < end {
+            let at = (start - place.start()) as usize;
+            let both = ByteRange::between(start, end);
+            bytes[at..at + both.len() as usize].copy_from_slice(part.bytes_of(both));
         }
-        Some((place.start(), bytes))
-    };
-    targets.iter().enumerate().map(content).collect()
+    }
+    Write {
+        what: what.to_owned(),
+        offset: place.start(),
+        bytes,
+    }
 }

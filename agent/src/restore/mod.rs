@@ -2,8 +2,8 @@
 //!
 //! Invariant: the order of writes. First the ranges that could make a disk start are made zero and
 //! flushed, and a marker says which restore is under way; then the data, flushed; then superblocks
-//! and boot sectors, flushed; then file systems grow; the partition table is the last write. A power
-//! cut at any instant leaves a disk that does not start, and the same restore goes on where it was.
+//! and boot sectors, flushed; then file systems grow; the partition table, or the first sector of a
+//! disk without one, is the last write. A power cut at any instant leaves a disk that does not start, and the same restore goes on where it was.
 //!
 //! Every byte is checked against its digest before it is written. Superblocks, boot sectors and tables
 //! are always read again; reading everything again costs as much time as reading the disk and is off.
@@ -21,7 +21,8 @@ use crate::device::{Access, io_error};
 use crate::job::error::{Fault, Touched, report};
 use crate::job::platform::Loader;
 use crate::job::{Engine, JobError};
-use held::{Held, marker_contents, outside_marker};
+use commit::Writes;
+use held::{Held, before_commit, contents};
 use lists::fetch_lists;
 use work::Piece;
 use write::{Target, Writer};
@@ -132,17 +133,15 @@ impl<'a> Restore<'a> {
         self.verify(&targets, all, &held)?;
 
         let mut sentences = Vec::new();
-        let reserved = marker_contents(&targets, &held);
+        let writes = self.commit_writes(&targets, &held);
         drop(targets);
         self.finish_volumes(&mut sentences)?;
 
         self.engine.tracker.stage(Stage::Committing, 0);
         let targets = self.open()?;
-        for (index, (target, plan)) in targets.iter().zip(&self.plan.disks).enumerate() {
-            commit::commit(target.device.as_ref(), plan, reserved[index].as_ref())?;
-        }
+        let devices = targets.iter().map(|target| target.device.as_ref());
+        commit::commit(&devices.zip(writes).collect::<Vec<_>>(), touched)?;
         drop(targets);
-        *touched = Touched::Committed;
         for plan in &self.plan.disks {
             if let Err(error) = self.engine.platform.reread_table(&plan.target) {
                 // The restored system reads the table itself when it starts.
@@ -154,6 +153,22 @@ impl<'a> Restore<'a> {
         }
         self.repair_entries(&mut sentences)?;
         Ok(self.summary(written, sentences))
+    }
+
+    /// What the commit writes to each disk: tables, and what was held back until then.
+    fn commit_writes(&self, targets: &[Target], held: &[Held]) -> Vec<Writes> {
+        let disks = self.plan.disks.iter().zip(targets).enumerate();
+        disks
+            .map(|(disk, (plan, target))| {
+                let place = marker::place(target.device.size());
+                let reserved =
+                    place.map(|place| contents(held, disk, place, "the marker's sector"));
+                let first = target
+                    .first
+                    .map(|first| contents(held, disk, first, "the first sector"));
+                Writes::new(plan, reserved, first)
+            })
+            .collect()
     }
 
     /// Opens the targets for writing and checks that they are the disks of the plan.
@@ -174,8 +189,14 @@ impl<'a> Restore<'a> {
                     expected.1.bytes()
                 )));
             }
-            let last = work::last_ranges(plan, marker::place(device.size()));
-            targets.push(Target { device, last });
+            let first = ByteRange::between(0, device.sector().bytes());
+            let first = plan.commit.is_empty().then_some(first);
+            let last = work::last_ranges(plan, marker::place(device.size()), first);
+            targets.push(Target {
+                device,
+                last,
+                first,
+            });
         }
         Ok(targets)
     }
@@ -244,9 +265,10 @@ impl<'a> Restore<'a> {
         Ok(held)
     }
 
-    /// Superblocks and boot sectors, and what lies in the first MiB; flushed. The marker stays.
+    /// Superblocks and boot sectors, and what lies in the first MiB; flushed. The marker stays, and a
+    /// disk without a table gets its first sector, from which it starts, with the commit.
     fn write_held(&self, targets: &[Target], held: &[Held]) -> Result<(), Fault> {
-        for (part, range) in outside_marker(targets, held) {
+        for (part, range) in before_commit(targets, held) {
             let device = targets[part.disk].device.as_ref();
             device
                 .write_at(range.start(), part.bytes_of(range))
@@ -262,7 +284,7 @@ impl<'a> Restore<'a> {
             Stage::Verifying,
             if self.engine.read_back { total } else { 0 },
         );
-        for (part, range) in outside_marker(targets, held) {
+        for (part, range) in before_commit(targets, held) {
             let device = targets[part.disk].device.as_ref();
             let mut found = vec![0; range.len() as usize];
             device

@@ -109,13 +109,18 @@ pub(crate) fn batches(pieces: &[Piece]) -> Vec<Range<usize>> {
 }
 
 /// The parts of a disk that are written after the rest is flushed, in order and merged: what the
-/// plan says, and the sector of the marker.
-pub(crate) fn last_ranges(plan: &DiskPlan, marker: Option<ByteRange>) -> Vec<ByteRange> {
+/// plan says, the sector of the marker, and the first sector when writing it is the commit.
+pub(crate) fn last_ranges(
+    plan: &DiskPlan,
+    marker: Option<ByteRange>,
+    first: Option<ByteRange>,
+) -> Vec<ByteRange> {
     let mut ranges: Vec<_> = plan
         .copies
         .iter()
         .flat_map(|copy| copy.last.iter().copied())
         .chain(marker)
+        .chain(first)
         .filter(|range| !range.is_empty())
         .collect();
     ranges.sort();

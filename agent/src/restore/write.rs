@@ -22,6 +22,8 @@ pub(crate) struct Target {
     pub(crate) device: Box<dyn BlockDevice>,
     /// In order and merged.
     pub(crate) last: Vec<ByteRange>,
+    /// The first sector of a disk without a table: writing it is the commit.
+    pub(crate) first: Option<ByteRange>,
 }
 
 /// Merges pieces into writes.
