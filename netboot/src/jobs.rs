@@ -383,10 +383,37 @@ impl Jobs {
     /// # Errors
     /// [`JobError::NotRunning`] for a report that does not fit where the job stands.
     pub(crate) fn report(&self, id: &str, report: &JobReport) -> Result<Reported, JobError> {
+        self.decide_again(id, |record| self.report_on(record, report))
+    }
+
+    /// Does `action` with a job as it stands; once more if another request ended it in between.
+    fn decide_again<T>(
+        &self,
+        id: &str,
+        action: impl Fn(JobRecord) -> Result<Option<T>, JobError>,
+    ) -> Result<T, JobError> {
+        // States only go forward and few follow each other: the second time is the last one.
+        for _ in 0..2 {
+            if let Some(done) = action(self.get(id)?)? {
+                return Ok(done);
+            }
+        }
         let record = self.get(id)?;
+        Err(JobError::NotRunning {
+            job: record.job.id,
+            state: record.state,
+        })
+    }
+
+    /// `None` when another request ended the job after `record` was read.
+    fn report_on(
+        &self,
+        record: JobRecord,
+        report: &JobReport,
+    ) -> Result<Option<Reported>, JobError> {
         let (from, end): (&[JobState], _) = match report {
             JobReport::Progress { progress } => {
-                return self.progress(record, *progress);
+                return self.progress(record, *progress).map(Some);
             }
             JobReport::Succeeded { summary } => (
                 &[JobState::Running, JobState::Cancelled],
@@ -406,18 +433,20 @@ impl Jobs {
             ),
         };
         if from.contains(&record.state) {
-            self.end(&record, &end)?;
-            return Ok(Reported {
-                job: self.get(id)?,
+            if !self.end(&record, &end)? {
+                return Ok(None);
+            }
+            return Ok(Some(Reported {
+                job: self.get(&record.job.id)?,
                 ended: true,
-            });
+            }));
         }
         // Repeated because the answer was lost, or a failure because of the cancellation.
         if record.state == end.state || record.state == JobState::Cancelled {
-            return Ok(Reported {
+            return Ok(Some(Reported {
                 job: record,
                 ended: false,
-            });
+            }));
         }
         Err(JobError::NotRunning {
             job: record.job.id,
@@ -449,26 +478,29 @@ impl Jobs {
     /// # Errors
     /// [`JobError::NotRunning`] when it is over.
     pub(crate) fn cancel(&self, id: &str) -> Result<JobRecord, JobError> {
-        let record = self.resolve(id)?;
-        if record.state.is_over() {
-            return Err(JobError::NotRunning {
-                job: record.job.id,
-                state: record.state,
-            });
-        }
-        let end = End {
-            state: JobState::Cancelled,
-            error: None,
-            summary: Vec::new(),
-        };
-        self.end(&record, &end)?;
-        self.get(&record.job.id)
+        let id = self.resolve(id)?.job.id;
+        self.decide_again(&id, |record| {
+            if record.state.is_over() {
+                return Err(JobError::NotRunning {
+                    job: record.job.id,
+                    state: record.state,
+                });
+            }
+            let end = End {
+                state: JobState::Cancelled,
+                error: None,
+                summary: Vec::new(),
+            };
+            let ended = self.end(&record, &end)?;
+            ended.then(|| self.get(&record.job.id)).transpose()
+        })
     }
 
-    fn end(&self, record: &JobRecord, end: &End) -> Result<(), JobError> {
+    /// Ends a job that still is as `record` says; false when it is not, and then nothing changed.
+    fn end(&self, record: &JobRecord, end: &End) -> Result<bool, JobError> {
         self.write_stored(&record.job.id)?;
-        let progress = self.lock_progress().remove(&record.job.id);
-        self.database.with(|connection| {
+        let progress = self.lock_progress().get(&record.job.id).copied();
+        let ended = self.database.with(|connection| {
             let progress = progress.as_ref().map(to_json).transpose()?;
             let (error, code) = end.error.as_ref().map_or((None, None), |(error, code)| {
                 (Some(error.as_str()), Some(code.as_str()))
@@ -490,8 +522,12 @@ impl Jobs {
                 ],
             )
         })?;
+        if ended == 0 {
+            return Ok(false);
+        }
+        self.lock_progress().remove(&record.job.id);
         self.changed.notify(usize::MAX);
-        Ok(())
+        Ok(true)
     }
 
     fn query(

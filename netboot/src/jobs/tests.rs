@@ -103,3 +103,28 @@ fn a_capture_and_a_restore_not_taken_yet_never_get_old() {
     bench.taken(JobKind::Capture { restore_point });
     assert_eq!(stale(), None);
 }
+
+#[test]
+fn a_decision_that_another_request_overtook_is_made_again_and_tells_what_is() {
+    let bench = Bench::new();
+    let (job, _) = bench.taken(restore());
+    let running = bench.jobs.get(&job.job.id).unwrap();
+    bench.jobs.cancel(&job.job.id).unwrap();
+    let failed = JobReport::Failed {
+        reason: "the disk is gone".into(),
+        code: "internal".into(),
+    };
+    // As it was read before the cancellation.
+    assert_eq!(
+        bench.jobs.report_on(running.clone(), &failed).unwrap(),
+        None
+    );
+    let overtaken = std::cell::Cell::new(Some(running));
+    let told = bench.jobs.decide_again(&job.job.id, |record| {
+        let record = overtaken.take().unwrap_or(record);
+        bench.jobs.report_on(record, &failed)
+    });
+    let told = told.unwrap();
+    assert_eq!((told.job.state, told.ended), (JobState::Cancelled, false));
+    assert_eq!(told.job.error, None);
+}
