@@ -201,6 +201,7 @@ impl Platform for ImageMachine {
 
     fn finish_volumes(&self, disk: &DiskPlan, _: &[Loader]) -> Result<Vec<String>, Fault> {
         let image = self.folder.join(&disk.target.name);
+        let mut sentences = Vec::new();
         for grow in &disk.grow {
             let partition = disk
                 .partitions
@@ -214,15 +215,12 @@ impl Platform for ImageMachine {
             let file = File::options().read(true).write(true).open(&image).unwrap();
             file.read_exact_at(&mut bytes, start).unwrap();
             std::fs::write(&part, bytes).unwrap();
-            grow_file_system(&part, grow)?;
+            sentences.extend(grow_file_system(&part, grow)?);
+            sentences.push(format!("Grew partition {}.", grow.partition));
             file.write_all_at(&std::fs::read(&part).unwrap(), start)
                 .unwrap();
         }
-        Ok(disk
-            .grow
-            .iter()
-            .map(|grow| format!("Grew partition {}.", grow.partition))
-            .collect())
+        Ok(sentences)
     }
 
     fn reread_table(&self, _: &Disk) -> io::Result<()> {
