@@ -13,7 +13,7 @@
 //! 3. the `last` parts of all copies: superblocks, boot sectors, and what lies in the first MiB.
 //! 4. `grow`, on the partitions' ranges, while there is still no table.
 //! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
-//!    `commit`: there step 3 is the commit.
+//!    `commit`: there the first sector is kept back in step 3 and written here.
 //!
 //! What is *not* here: making file systems smaller, moving partitions, other sector sizes.
 
