@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use backup::Digest;
+use backup::hardware::Inventory;
 use backup::manifest::{Manifest, RestorePointId};
 use futures_lite::{future, stream};
 use protocol::api;
@@ -27,12 +28,17 @@ use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body, read_json};
 use crate::flight_recorder::Stage;
 use crate::jobs::JobRecord;
-use crate::machines::Seen;
+use crate::machines::{MachineError, Seen};
 use crate::store::restore_points::{MAX_LIST, MAX_MANIFEST};
 use crate::store::{Batches, CaptureFacts, StoreError};
 
 /// The most bytes of a beacon: an inventory of a machine with hundreds of disks.
-const MAX_BEACON: usize = 1024 * 1024;
+const MAX_BEACON: usize = 256 * 1024;
+/// The most disks of a machine, and the most network cards or other devices that are kept of an
+/// inventory.
+const MAX_DEVICES: usize = 256;
+/// The most characters of one text of an inventory.
+const MAX_TEXT: usize = 256;
 /// The most bytes of a report.
 const MAX_REPORT: usize = 256 * 1024;
 /// How long a beacon is held when there is no work.
@@ -140,9 +146,30 @@ fn checked(mut beacon: Beacon) -> Result<Beacon, Refusal> {
     }
     identity.macs.sort_unstable();
     identity.macs.dedup();
-    if identity.macs.len() > 256 || beacon.inventory.disks.len() > 4096 {
-        return Err(refuse("number of devices"));
+    if identity.macs.len() > MAX_DEVICES {
+        return Err(refuse("number of Ethernet addresses"));
     }
+    // Not cut: a person is shown the disks before a restore overwrites them, so all of them.
+    if beacon.inventory.disks.len() > MAX_DEVICES {
+        return Err(refuse("number of disks"));
+    }
+    bound_inventory(&mut beacon.inventory);
+    let boot_mac = beacon.boot_mac.take();
+    beacon.boot_mac = boot_mac
+        .and_then(|mac| mac.parse::<protocol::dhcp::MacAddress>().ok())
+        .map(|mac| mac.to_string());
+    beacon.error = beacon.error.take().map(|text| printable(&text, 2000));
+    beacon.agent_version = printable(&beacon.agent_version, MAX_TEXT);
+    beacon.boot_id = printable(&beacon.boot_id, 128);
+    beacon.pairing_code = printable(&beacon.pairing_code, 16);
+    Ok(beacon)
+}
+
+/// Bounds everything of an inventory but how many Ethernet addresses and disks it has: that is
+/// checked.
+fn bound_inventory(inventory: &mut Inventory) {
+    let shorten = |text: &mut String| *text = printable(text, MAX_TEXT);
+    let identity = &mut inventory.identity;
     let uuid = identity.uuid.take();
     identity.uuid = uuid
         .and_then(|uuid| uuid::Uuid::parse_str(&uuid).ok())
@@ -151,13 +178,24 @@ fn checked(mut beacon: Beacon) -> Result<Beacon, Refusal> {
         &mut identity.serial,
         &mut identity.manufacturer,
         &mut identity.product,
-        &mut beacon.error,
     ] {
-        *text = text.take().map(|text| printable(&text, 2000));
+        text.iter_mut().for_each(shorten);
     }
-    beacon.boot_id = printable(&beacon.boot_id, 128);
-    beacon.pairing_code = printable(&beacon.pairing_code, 16);
-    Ok(beacon)
+    shorten(&mut inventory.architecture);
+    for disk in &mut inventory.disks {
+        shorten(&mut disk.name);
+        for text in [&mut disk.model, &mut disk.serial, &mut disk.wwn] {
+            text.iter_mut().for_each(shorten);
+        }
+    }
+    inventory.nics.truncate(MAX_DEVICES);
+    for nic in &mut inventory.nics {
+        shorten(&mut nic.name);
+        shorten(&mut nic.mac);
+        nic.driver.iter_mut().for_each(shorten);
+    }
+    inventory.without_driver.truncate(MAX_DEVICES);
+    inventory.without_driver.iter_mut().for_each(shorten);
 }
 
 /// At most `limit` characters, none of which moves a terminal's cursor.
@@ -169,7 +207,18 @@ fn printable(text: &str, limit: usize) -> String {
 }
 
 fn note_beacon(recovery: &Recovery, beacon: &Beacon) -> Result<Seen, Refusal> {
-    let seen = recovery.machines.beacon(beacon)?;
+    let mut seen = recovery.machines.beacon(beacon);
+    if matches!(seen, Err(MachineError::TooMany)) {
+        let points = recovery.store.restore_points.list();
+        let backed_up = points
+            .into_iter()
+            .filter_map(|point| point.machine)
+            .collect();
+        if recovery.machines.forget_oldest(&backed_up)? {
+            seen = recovery.machines.beacon(beacon);
+        }
+    }
+    let seen = seen?;
     if seen.new_boot {
         let since_link = beacon
             .since_link_ms

@@ -7,7 +7,7 @@
 mod identity;
 mod naming;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use backup::hardware::Inventory;
@@ -21,7 +21,7 @@ use self::identity::{Match, is_sane_uuid};
 pub(crate) use self::naming::NameError;
 use crate::state::{Database, StateError, from_json, integer, now, to_json, unsigned};
 
-/// How many machines are remembered; a flood of made-up beacons stops here.
+/// How many machines are remembered; a flood of made-up beacons fills no more than this.
 const MAX_MACHINES: usize = 10_000;
 /// After this many seconds without a word a machine is taken to have left the environment.
 const GONE_AFTER: u64 = 60;
@@ -126,6 +126,7 @@ pub(crate) struct Seen {
 pub(crate) struct Machines {
     database: Arc<Database>,
     known: RwLock<HashMap<String, Machine>>,
+    limit: usize,
 }
 
 impl Machines {
@@ -162,6 +163,7 @@ impl Machines {
         Ok(Self {
             database,
             known: RwLock::new(known),
+            limit: MAX_MACHINES,
         })
     }
 
@@ -178,7 +180,7 @@ impl Machines {
         let id = match identity::find(&beacon.inventory.identity, candidates) {
             Match::Known(id) => id.to_owned(),
             Match::New { doubt } => {
-                if known.len() >= MAX_MACHINES {
+                if known.len() >= self.limit {
                     return Err(MachineError::TooMany);
                 }
                 let id = Uuid::new_v4().to_string();
@@ -212,6 +214,39 @@ impl Machines {
             new_boot,
             heard_before,
         })
+    }
+
+    /// Makes room for a new machine: forgets the one not heard of for longest among those that never
+    /// had a job and are not in `backed_up`. False when there is none.
+    ///
+    /// # Errors
+    /// [`StateError`] when the database cannot be read or written.
+    pub(crate) fn forget_oldest(&self, backed_up: &HashSet<String>) -> Result<bool, StateError> {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let with_jobs: HashSet<String> = self.database.with(|connection| {
+            let mut query = connection.prepare_cached("SELECT DISTINCT machine FROM job")?;
+            let machines = query.query_map([], |row| row.get(0))?;
+            machines.collect()
+        })?;
+        let oldest = known
+            .values()
+            .filter(|machine| !with_jobs.contains(&machine.id) && !backed_up.contains(&machine.id))
+            .min_by_key(|machine| machine.last_beacon)
+            .map(|machine| machine.id.clone());
+        let Some(oldest) = oldest else {
+            return Ok(false);
+        };
+        // A job that was ordered meanwhile keeps it.
+        let sql = "DELETE FROM machine
+            WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM job WHERE machine = ?1)";
+        let deleted = self
+            .database
+            .with(|connection| connection.execute(sql, [&oldest]))?;
+        if deleted > 0 {
+            log::warn!("machine {oldest} is forgotten: too many are known");
+            known.remove(&oldest);
+        }
+        Ok(deleted > 0)
     }
 
     /// A machine's job was heard of: it is there and works.

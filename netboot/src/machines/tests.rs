@@ -116,3 +116,41 @@ fn a_machine_is_found_by_card_at_boot() {
         None
     );
 }
+
+#[test]
+fn a_full_list_forgets_the_oldest_machine_without_job_or_restore_point() {
+    let bench = Bench::new();
+    let mut machines = bench.machines();
+    machines.limit = 4;
+    let number = |n: u8| beacon(&format!("02:00:00:00:00:0{n}"), "a");
+    let ids: Vec<String> = (1..=4)
+        .map(|n| machines.beacon(&number(n)).unwrap().id)
+        .collect();
+    for (at, id) in (1..).zip(&ids) {
+        machines
+            .known
+            .write()
+            .unwrap()
+            .get_mut(id)
+            .unwrap()
+            .last_beacon = at;
+    }
+    let job = "INSERT INTO job (id, machine, kind, afterwards, state, summary, stored_bytes,
+        created_at) VALUES ('j', ?1, '', '', 'failed', '[]', 0, 0)";
+    machines
+        .database
+        .with(|connection| connection.execute(job, [&ids[0]]))
+        .unwrap();
+    let backed_up = HashSet::from([ids[1].clone()]);
+    let refused = machines.beacon(&number(5));
+    assert!(matches!(refused, Err(MachineError::TooMany)), "{refused:?}");
+    assert!(machines.forget_oldest(&backed_up).unwrap());
+    machines.beacon(&number(5)).unwrap();
+    drop(machines);
+    let machines = bench.machines();
+    let left: HashSet<String> = machines.list().into_iter().map(|view| view.id).collect();
+    assert_eq!(left.len(), 4);
+    assert!(!left.contains(&ids[2]), "{left:?}");
+    let all = ids.iter().cloned().chain(left.iter().cloned()).collect();
+    assert!(!machines.forget_oldest(&all).unwrap());
+}

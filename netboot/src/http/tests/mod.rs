@@ -4,6 +4,7 @@ mod fake_agent;
 
 use backup::Digest;
 use backup::chunk::RecordHeader;
+use backup::hardware::{Disk, Nic};
 use backup::plan::Choices;
 use protocol::api::{self, Action, MachineView, RestorePointView};
 use protocol::beacon::AgentState;
@@ -515,6 +516,66 @@ fn names_from_a_machine_cannot_drive_a_terminal() {
     let machines: Vec<MachineView> = server.operator.get(api::MACHINES).unwrap();
     assert_eq!(machines[0].error.as_deref(), Some(" [2Jgone"));
     assert_eq!(machines[0].name, "S 123");
+}
+
+#[test]
+fn an_inventory_is_bounded_in_every_text_and_every_list() {
+    let (_directory, server) = start();
+    let mut huge = beacon(1, "boot", AgentState::Waiting);
+    let long = || "\x1bx".repeat(300);
+    huge.inventory.architecture = long();
+    huge.inventory.identity.product = Some(long());
+    huge.boot_mac = Some(long());
+    huge.inventory.nics = vec![Nic {
+        name: long(),
+        mac: long(),
+        driver: Some(long()),
+        link: true,
+        address: None,
+    }];
+    huge.inventory.disks = vec![Disk {
+        name: long(),
+        model: Some(long()),
+        serial: Some(long()),
+        wwn: Some(long()),
+        size: 1,
+        logical_sector: backup::SectorSize::S512,
+        physical_sector: 512,
+        removable: false,
+        read_only: false,
+    }];
+    huge.inventory.without_driver = vec![String::new(); 300];
+    huge.inventory.without_driver[0] = long();
+    server.beacon(&huge);
+    let machines: Vec<MachineView> = server.operator.get(api::MACHINES).unwrap();
+    let inventory = &machines[0].inventory;
+    let (disk, nic) = (&inventory.disks[0], &inventory.nics[0]);
+    let short = " x".repeat(128);
+    for text in [
+        Some(&inventory.architecture),
+        inventory.identity.product.as_ref(),
+        Some(&disk.name),
+        disk.model.as_ref(),
+        disk.serial.as_ref(),
+        disk.wwn.as_ref(),
+        Some(&nic.name),
+        Some(&nic.mac),
+        nic.driver.as_ref(),
+        inventory.without_driver.first(),
+    ] {
+        assert_eq!(text, Some(&short));
+    }
+    assert_eq!(inventory.without_driver.len(), 256);
+    let small = Disk {
+        model: None,
+        wwn: None,
+        ..disk.clone()
+    };
+    huge.inventory.disks = vec![small; 257];
+    let body = serde_json::to_vec(&huge).unwrap();
+    assert_eq!(server.refused("POST", api::BEACON, &body).0, 400);
+    let body = vec![b' '; 256 * 1024 + 1];
+    assert_eq!(server.refused("POST", api::BEACON, &body).0, 413);
 }
 
 /// Rates of one connection, with debug code: `cargo test -p netboot measure -- --ignored --nocapture`.
