@@ -34,6 +34,9 @@ use crate::{
 
 /// Transfers at once; a client beyond that is not answered and asks again.
 const MAX_TRANSFERS: usize = 4096;
+/// Of those, for one address: one machine with many ports cannot take all. It is no smaller because
+/// many machines may come from the address of one router.
+const MAX_TRANSFERS_OF_ONE: usize = MAX_TRANSFERS / 4;
 /// Longest packet a client sends: requests are below 512 bytes (RFC 2347), ACKs have 4.
 const MAX_PACKET: usize = 2048;
 
@@ -126,6 +129,14 @@ impl TftpServer {
             }
             None if clients.len() >= MAX_TRANSFERS => {
                 log::warn!("TFTP: {MAX_TRANSFERS} transfers run; {client} has to ask again");
+                return None;
+            }
+            None if count_of(&clients, client.ip()) >= MAX_TRANSFERS_OF_ONE => {
+                log::warn!(
+                    "TFTP: {MAX_TRANSFERS_OF_ONE} transfers to {} run; port {} has to ask again",
+                    client.ip(),
+                    client.port()
+                );
                 return None;
             }
             _ => {}
@@ -242,6 +253,14 @@ impl TftpServer {
             None => log::info!("{text}"),
         }
     }
+}
+
+/// How many transfers go to an address; at most [`MAX_TRANSFERS`] comparisons.
+fn count_of(clients: &HashMap<SocketAddr, Active>, address: IpAddr) -> usize {
+    clients
+        .keys()
+        .filter(|client| client.ip() == address)
+        .count()
 }
 
 /// A client's place among the transfers, given back when dropped unless a later one took it.
@@ -363,4 +382,30 @@ fn printable(text: &str) -> String {
         .filter(|letter| !letter.is_control())
         .take(100)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_cannot_take_all_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalogue = BootCatalogue::read(folder.path(), folder.path()).unwrap();
+        let limits = Limits {
+            block_size: 1468,
+            window: 8,
+        };
+        let recorder = Arc::new(FlightRecorder::in_memory());
+        let server = Arc::new(TftpServer::new(Arc::new(catalogue), recorder, limits));
+        let client = |last: u8, port| SocketAddr::from(([10, 77, 0, last], port));
+        let mut places: Vec<_> = (1..)
+            .map_while(|port| server.place(client(9, port), b"request"))
+            .collect();
+        assert_eq!(places.len(), MAX_TRANSFERS_OF_ONE);
+        assert!(server.place(client(10, 1), b"request").is_some());
+        // One that ended makes room.
+        places.pop();
+        assert!(server.place(client(9, 5000), b"request").is_some());
+    }
 }
