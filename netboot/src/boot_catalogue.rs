@@ -15,7 +15,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::dhcp::boot_table::loader_names;
+use crate::dhcp::boot_table::{
+    self, BootRequest, FirstFile, FirstFiles, NoFirstFile, loader_names,
+};
 
 /// Folders are read this deep.
 const MAX_DEPTH: usize = 4;
@@ -122,6 +124,12 @@ impl BootCatalogue {
     fn lock(&self) -> MutexGuard<'_, Table> {
         // The table is replaced whole, so a panic elsewhere cannot leave half of one.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl FirstFiles for BootCatalogue {
+    fn first_file(&self, request: &BootRequest) -> Result<FirstFile, NoFirstFile> {
+        boot_table::first_file(&request.client, |name| self.has(name))
     }
 }
 

@@ -114,7 +114,7 @@ struct Memory {
     machines: HashMap<MacAddress, VecDeque<Event>>,
     addresses: HashMap<Ipv4Addr, MacAddress>,
     /// Who was told which loader when, oldest first.
-    told: VecDeque<(u64, MacAddress, &'static str)>,
+    told: VecDeque<(u64, MacAddress, String)>,
 }
 
 /// The table of events cannot be used.
@@ -228,9 +228,9 @@ impl FlightRecorder {
     }
 
     /// Remembers which machine was told to fetch which loader.
-    pub(crate) fn told(&self, mac: MacAddress, loader: &'static str) {
+    pub(crate) fn told(&self, mac: MacAddress, loader: &str) {
         let mut memory = self.lock();
-        memory.told.push_back((now_ms(), mac, loader));
+        memory.told.push_back((now_ms(), mac, loader.to_owned()));
         if memory.told.len() > TOLD {
             memory.told.pop_front();
         }

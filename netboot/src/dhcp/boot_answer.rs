@@ -6,71 +6,82 @@
 //!
 //! Not here: which file (`boot_table`).
 
-use protocol::dhcp::{BootClient, BootProtocol, Message, client_uuid, code, vendor_class_prefix};
+use std::net::Ipv4Addr;
 
-use super::{
-    boot_table::{FirstFile, NoFirstFile, first_file},
-    exchange::Exchange,
-    server::Subnet,
+use protocol::dhcp::{
+    BootClient, BootProtocol, MacAddress, Message, client_uuid, code, vendor_class_prefix,
 };
+
+use super::boot_table::{BootRequest, FirstFile, FirstFiles, NoFirstFile, Role};
 use crate::boot_policy::{Platform, loader_url, script_url};
+
+/// Who a client's files come from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source {
+    /// What we are to the client.
+    pub(super) role: Role,
+    /// Our address as it sees it.
+    pub(super) address: Ipv4Addr,
+    /// Port of our HTTP server as it sees it.
+    pub(super) http_port: u16,
+}
 
 /// What a client was told to fetch.
 pub(super) struct Told {
     /// A name for TFTP, or a URL.
     pub(super) name: String,
     /// The loader, if it goes by TFTP.
-    pub(super) loader: Option<&'static str>,
+    pub(super) loader: Option<String>,
 }
 
-/// Adds the boot file to a reply and returns its name. Nothing is added for a client that did not
-/// ask for one.
+/// Adds the boot file to the reply to a request and returns its name. Nothing is added for a client
+/// that did not ask for one.
 ///
 /// # Errors
 /// When nothing here serves the client's architecture.
 pub(super) fn add_boot_file(
-    exchange: &Exchange<'_>,
-    subnet: &Subnet,
+    request: &Message,
+    mac: MacAddress,
+    source: Source,
     reply: &mut Message,
-    file_exists: impl Fn(&str) -> bool,
+    files: &dyn FirstFiles,
 ) -> Result<Option<Told>, NoFirstFile> {
-    let Some(client) = BootClient::of(exchange.request) else {
+    let Some(client) = BootClient::of(request) else {
         return Ok(None);
     };
-    let base = format!("http://{}:{}", subnet.server, subnet.http_port);
-    let first = first_file(&client, file_exists)?;
-    let name = match first {
+    let base = format!("http://{}:{}", source.address, source.http_port);
+    let (protocol, platform) = (client.protocol, Platform::of(client.architectures[0]));
+    let is_ipxe = client.ipxe.is_some();
+    let uuid = client_uuid(request);
+    let first = files.first_file(&BootRequest {
+        client,
+        mac,
+        uuid,
+        role: source.role,
+    })?;
+    let (name, loader) = match first {
         FirstFile::Tftp(file) => {
             reply
                 .options
-                .set_c_string(code::TFTP_SERVER, &subnet.server.to_string());
-            file.to_owned()
+                .set_c_string(code::TFTP_SERVER, &source.address.to_string());
+            (file.clone(), Some(file))
         }
-        FirstFile::Http(file) => loader_url(&base, exchange.mac, file),
-        FirstFile::Script => script_url(
-            &base,
-            exchange.mac,
-            client_uuid(exchange.request),
-            Platform::of(client.architectures[0]),
-        ),
+        FirstFile::Http(file) => (loader_url(&base, mac, &file), None),
+        FirstFile::Script => (script_url(&base, mac, uuid, platform), None),
     };
-    if client.protocol == BootProtocol::Http {
+    if protocol == BootProtocol::Http {
         let prefix = vendor_class_prefix(BootProtocol::Http);
         reply.options.set(code::VENDOR_CLASS, prefix);
     }
-    if client.ipxe.is_some() {
+    if is_ipxe {
         // no-pxedhcp (176): do not wait three seconds for a proxyDHCP offer.
         reply.options.set(code::IPXE, [176, 1, 1]);
     }
-    reply.server_address = subnet.server;
+    reply.server_address = source.address;
     reply.options.set_c_string(code::BOOT_FILE, &name);
     // Some firmware reads only the field, others only the option.
     if name.len() < 128 {
         reply.file = name.clone().into_bytes();
     }
-    let loader = match first {
-        FirstFile::Tftp(file) => Some(file),
-        FirstFile::Http(_) | FirstFile::Script => None,
-    };
     Ok(Some(Told { name, loader }))
 }

@@ -1,8 +1,8 @@
-//! Which firmware gets which first file: one table.
+//! Which firmware gets which first file: one table, and the question that is asked of it.
 //!
 //! Not here: the addresses and leases (`server`), what the iPXE script says (`boot_policy`).
 
-use protocol::dhcp::{ArchitectureCode, BootClient, BootProtocol};
+use protocol::dhcp::{ArchitectureCode, BootClient, BootProtocol, MacAddress};
 
 use ArchitectureCode as Arch;
 use BootProtocol::{Http, Pxe};
@@ -18,13 +18,44 @@ const LOADERS: &[(ArchitectureCode, BootProtocol, &str)] = &[
     (Arch::EFI_ARM64_HTTP, Http, "ipxe-arm64.efi"),
 ];
 
-/// The first file of a boot.
+/// What we are to the machine that asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Its DHCP server: address and boot file come from us.
+    Server,
+    /// A proxy: another server gives the address.
+    Proxy,
+}
+
+/// A machine's question for its first file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BootRequest {
+    /// What it says it is.
+    pub(crate) client: BootClient,
+    /// Its card.
+    pub(crate) mac: MacAddress,
+    /// Its SMBIOS UUID (option 97), if it tells.
+    pub(crate) uuid: Option<[u8; 16]>,
+    /// What we are to it.
+    pub(crate) role: Role,
+}
+
+/// Who knows the first files. The DHCP server and the proxy ask nothing else about booting.
+pub(crate) trait FirstFiles: Send + Sync {
+    /// The first file for a machine.
+    ///
+    /// # Errors
+    /// When there is none; the reason is told to people.
+    fn first_file(&self, request: &BootRequest) -> Result<FirstFile, NoFirstFile>;
+}
+
+/// The first file of a boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FirstFile {
     /// A loader by TFTP.
-    Tftp(&'static str),
+    Tftp(String),
     /// A loader by UEFI HTTP Boot.
-    Http(&'static str),
+    Http(String),
     /// An iPXE that speaks HTTP: straight to its script.
     Script,
 }
@@ -81,8 +112,8 @@ pub(crate) fn first_file(
                     file,
                 });
             }
-            Some((_, Pxe, file)) => return Ok(FirstFile::Tftp(file)),
-            Some((_, Http, file)) => return Ok(FirstFile::Http(file)),
+            Some((_, Pxe, file)) => return Ok(FirstFile::Tftp((*file).to_owned())),
+            Some((_, Http, file)) => return Ok(FirstFile::Http((*file).to_owned())),
             None => {}
         }
     }
@@ -115,10 +146,10 @@ mod tests {
     #[test]
     fn every_architecture_gets_its_loader() {
         for (protocol, number, expected) in [
-            (Pxe, 0, FirstFile::Tftp("undionly.kpxe")),
-            (Pxe, 7, FirstFile::Tftp("snponly.efi")),
-            (Pxe, 9, FirstFile::Tftp("snponly.efi")),
-            (Http, 16, FirstFile::Http("ipxe.efi")),
+            (Pxe, 0, FirstFile::Tftp("undionly.kpxe".to_owned())),
+            (Pxe, 7, FirstFile::Tftp("snponly.efi".to_owned())),
+            (Pxe, 9, FirstFile::Tftp("snponly.efi".to_owned())),
+            (Http, 16, FirstFile::Http("ipxe.efi".to_owned())),
         ] {
             assert_eq!(
                 first_file(&client(protocol, &[number]), |_| true),
@@ -132,12 +163,12 @@ mod tests {
         let both = client(Pxe, &[6, 7, 0]);
         assert_eq!(
             first_file(&both, |_| true),
-            Ok(FirstFile::Tftp("snponly.efi"))
+            Ok(FirstFile::Tftp("snponly.efi".to_owned()))
         );
         let only_bios = |name: &str| name == "undionly.kpxe";
         assert_eq!(
             first_file(&both, only_bios),
-            Ok(FirstFile::Tftp("undionly.kpxe"))
+            Ok(FirstFile::Tftp("undionly.kpxe".to_owned()))
         );
     }
 
@@ -167,7 +198,7 @@ mod tests {
         });
         assert_eq!(
             first_file(&ipxe, |_| true),
-            Ok(FirstFile::Tftp("undionly.kpxe"))
+            Ok(FirstFile::Tftp("undionly.kpxe".to_owned()))
         );
     }
 }

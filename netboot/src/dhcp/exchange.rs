@@ -69,7 +69,7 @@ pub(crate) struct Note {
     /// The address it was granted, if this is about that.
     pub(crate) granted: Option<Ipv4Addr>,
     /// The loader it was told to fetch by TFTP, if this is about that.
-    pub(crate) told: Option<&'static str>,
+    pub(crate) told: Option<String>,
     /// True when the machine cannot go on.
     pub(crate) trouble: bool,
     /// A sentence.

@@ -16,7 +16,8 @@ use ipnet::Ipv4Net;
 use protocol::dhcp::{BOOTREQUEST, MacAddress, Message, MessageType, RelayInformation, code};
 
 use super::{
-    boot_answer::add_boot_file,
+    boot_answer::{Source, add_boot_file},
+    boot_table::{FirstFiles, Role},
     exchange::{Arrival, Exchange, Note, Reaction, asker},
     lease::{Lease, LeaseState, LeaseTable, UnixSeconds},
 };
@@ -84,13 +85,13 @@ impl DhcpServer {
         Self { settings, leases }
     }
 
-    /// Answers a message. `file_exists` says which loaders the boot folder has.
+    /// Answers a message. `files` knows what a machine boots first.
     pub(crate) fn handle(
         &mut self,
         bytes: &[u8],
         now: UnixSeconds,
         arrival: Arrival,
-        file_exists: impl Fn(&str) -> bool,
+        files: &dyn FirstFiles,
     ) -> Reaction {
         let mut reaction = Reaction::default();
         let Ok(request) = Message::parse(bytes) else {
@@ -133,16 +134,10 @@ impl DhcpServer {
             now,
         };
         match kind {
-            MessageType::Discover => self.discover(&exchange, &mut reaction, file_exists),
-            MessageType::Request => self.request(&exchange, &mut reaction, file_exists),
+            MessageType::Discover => self.discover(&exchange, &mut reaction, files),
+            MessageType::Request => self.request(&exchange, &mut reaction, files),
             MessageType::Inform => {
-                self.answer(
-                    &exchange,
-                    MessageType::Ack,
-                    None,
-                    &mut reaction,
-                    file_exists,
-                );
+                self.answer(&exchange, MessageType::Ack, None, &mut reaction, files);
             }
             MessageType::Decline => self.decline(&exchange, &mut reaction),
             MessageType::Release => self.release(&exchange, &mut reaction),
@@ -155,7 +150,7 @@ impl DhcpServer {
         &mut self,
         exchange: &Exchange<'_>,
         reaction: &mut Reaction,
-        file_exists: impl Fn(&str) -> bool,
+        files: &dyn FirstFiles,
     ) {
         let Some(address) = self.choose(exchange) else {
             let network = self.settings.subnets[exchange.subnet].network;
@@ -188,13 +183,7 @@ impl DhcpServer {
                 },
             );
         }
-        self.answer(
-            exchange,
-            MessageType::Offer,
-            Some(address),
-            reaction,
-            file_exists,
-        );
+        self.answer(exchange, MessageType::Offer, Some(address), reaction, files);
     }
 
     /// The states of RFC 2131 §4.3.2, told apart as its table 4 does.
@@ -202,7 +191,7 @@ impl DhcpServer {
         &mut self,
         exchange: &Exchange<'_>,
         reaction: &mut Reaction,
-        file_exists: impl Fn(&str) -> bool,
+        files: &dyn FirstFiles,
     ) {
         let request = exchange.request;
         let wish = request.options.address(code::REQUESTED_ADDRESS);
@@ -245,13 +234,7 @@ impl DhcpServer {
         };
         self.leases.put(exchange.subnet, lease.clone());
         reaction.changed.push(lease);
-        self.answer(
-            exchange,
-            MessageType::Ack,
-            Some(address),
-            reaction,
-            file_exists,
-        );
+        self.answer(exchange, MessageType::Ack, Some(address), reaction, files);
     }
 
     fn decline(&mut self, exchange: &Exchange<'_>, reaction: &mut Reaction) {
@@ -362,7 +345,7 @@ impl DhcpServer {
         kind: MessageType,
         address: Option<Ipv4Addr>,
         reaction: &mut Reaction,
-        file_exists: impl Fn(&str) -> bool,
+        files: &dyn FirstFiles,
     ) {
         let mut reply = self.begin(exchange, kind);
         let granted = address.filter(|_| kind == MessageType::Ack);
@@ -381,9 +364,14 @@ impl DhcpServer {
         }
         self.add_parameters(exchange, &mut reply);
         let subnet = &self.settings.subnets[exchange.subnet];
-        let told = add_boot_file(exchange, subnet, &mut reply, file_exists);
+        let source = Source {
+            role: Role::Server,
+            address: subnet.server,
+            http_port: subnet.http_port,
+        };
+        let told = add_boot_file(exchange.request, exchange.mac, source, &mut reply, files);
         let (file, loader) = match &told {
-            Ok(Some(told)) => (format!(" and the file {}", told.name), told.loader),
+            Ok(Some(told)) => (format!(" and the file {}", told.name), told.loader.clone()),
             Ok(None) | Err(_) => (String::new(), None),
         };
         let what = match (address, granted) {

@@ -13,13 +13,13 @@ use std::{
 };
 
 use super::{
+    boot_table::FirstFiles,
     exchange::{Arrival, Reaction},
     lease::UnixSeconds,
     lease_store::LeaseStore,
     server::DhcpServer,
 };
 use crate::{
-    boot_catalogue::BootCatalogue,
     flight_recorder::{FlightRecorder, Stage},
     sockets::DhcpSocket,
 };
@@ -32,7 +32,7 @@ const MAX_MESSAGE: usize = 2048;
 /// What all DHCP sockets share.
 pub(crate) struct DhcpService {
     decisions: Mutex<Decisions>,
-    catalogue: Arc<BootCatalogue>,
+    files: Arc<dyn FirstFiles>,
     recorder: Arc<FlightRecorder>,
     started: (SystemTime, Instant),
 }
@@ -47,13 +47,13 @@ impl DhcpService {
     pub(crate) fn new(
         server: DhcpServer,
         store: Box<dyn LeaseStore>,
-        catalogue: Arc<BootCatalogue>,
+        files: Arc<dyn FirstFiles>,
         recorder: Arc<FlightRecorder>,
     ) -> Self {
         let started = (SystemTime::now(), Instant::now());
         Self {
             decisions: Mutex::new(Decisions { server, store }),
-            catalogue,
+            files,
             recorder,
             started,
         }
@@ -106,11 +106,8 @@ impl DhcpService {
                     interface: socket.address,
                     source: *source,
                 };
-                let exists = |name: &str| self.catalogue.has(name);
-                (
-                    *source,
-                    decisions.server.handle(bytes, now, arrival, exists),
-                )
+                let files = self.files.as_ref();
+                (*source, decisions.server.handle(bytes, now, arrival, files))
             })
             .collect();
         let changed: Vec<_> = reactions
@@ -149,7 +146,7 @@ impl DhcpService {
                 self.recorder.granted(note.mac, address);
             }
             if let Some(loader) = note.told {
-                self.recorder.told(note.mac, loader);
+                self.recorder.told(note.mac, &loader);
             }
             self.recorder
                 .record(note.mac, Stage::Dhcp, note.trouble, note.text);

@@ -4,6 +4,7 @@ use std::net::SocketAddrV4;
 
 use super::*;
 use crate::dhcp::{
+    boot_table::{self, BootRequest, FirstFile, NoFirstFile},
     exchange::Destination,
     lease_store::{LeaseStore, SqliteLeases},
 };
@@ -75,6 +76,15 @@ fn request(mac: MacAddress, kind: MessageType) -> Message {
     }
 }
 
+/// A boot folder with every loader.
+struct Everything;
+
+impl FirstFiles for Everything {
+    fn first_file(&self, request: &BootRequest) -> Result<FirstFile, NoFirstFile> {
+        boot_table::first_file(&request.client, |_| true)
+    }
+}
+
 fn selecting(mac: MacAddress, wanted: Ipv4Addr) -> Message {
     let mut message = request(mac, MessageType::Request);
     message
@@ -85,7 +95,7 @@ fn selecting(mac: MacAddress, wanted: Ipv4Addr) -> Message {
 }
 
 fn react(server: &mut DhcpServer, message: &Message, now: UnixSeconds) -> Reaction {
-    server.handle(&message.emit(), now, direct(), |_| true)
+    server.handle(&message.emit(), now, direct(), &Everything)
 }
 
 fn answer(reaction: &Reaction) -> Message {
@@ -163,7 +173,7 @@ fn a_renewal_is_extended_and_answered_at_the_clients_address() {
         source: SocketAddrV4::new(has, 68),
     };
     let later = START.after(1800);
-    let reaction = server.handle(&renewal.emit(), later, arrival, |_| true);
+    let reaction = server.handle(&renewal.emit(), later, arrival, &Everything);
     assert_eq!(answer(&reaction).message_type(), Some(MessageType::Ack));
     assert_eq!(reaction.changed[0].until, later.after(3600));
     assert_eq!(
@@ -406,7 +416,7 @@ fn the_relays_link_and_port_are_used_and_its_option_echoed() {
         interface: Ipv4Addr::LOCALHOST,
         source,
     };
-    let reaction = server.handle(&message.emit(), START, arrival, |_| true);
+    let reaction = server.handle(&message.emit(), START, arrival, &Everything);
     let offer = answer(&reaction);
     assert_eq!(offer.your_address, Ipv4Addr::new(10, 77, 9, 50));
     assert_eq!(offer.relay_address, Ipv4Addr::LOCALHOST);
@@ -430,7 +440,7 @@ fn a_relay_without_sub_options_is_answered_on_port_67_by_its_own_subnet() {
         interface: SERVER,
         source,
     };
-    let reaction = server.handle(&message.emit(), START, arrival, |_| true);
+    let reaction = server.handle(&message.emit(), START, arrival, &Everything);
     assert_eq!(answer(&reaction).your_address, Ipv4Addr::new(10, 77, 9, 50));
     assert_eq!(
         reaction.reply.expect("a reply").destination,
@@ -590,7 +600,7 @@ fn captured_firmware_is_told_the_right_file() {
 }
 
 fn react_raw(server: &mut DhcpServer, bytes: &[u8]) -> Reaction {
-    server.handle(bytes, START, direct(), |_| true)
+    server.handle(bytes, START, direct(), &Everything)
 }
 
 proptest! {
