@@ -1,52 +1,7 @@
-//! netboot: machines that will not boot come back over the network.
-//!
-//! This is the server and the operators' command. Not here: the agent that runs on the machines.
-
-mod boot_catalogue;
-mod boot_policy;
-mod cli;
-mod commands;
-mod config;
-mod control_client;
-mod dhcp;
-mod flight_recorder;
-mod frames;
-mod http;
-mod jobs;
-mod machines;
-mod port_owner;
-mod serve;
-mod sockets;
-mod state;
-mod store;
-mod tftp;
+//! The `netboot` command: all of it is in the library beside it.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use cli::{Cli, Command};
-use commands::CommandError;
-
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
-        .format_target(false)
-        .init();
-    let Cli { place, command } = Cli::parse();
-    let result = match command {
-        Command::Serve(args) => serve::run(&args, place),
-        Command::Operator(command) => place
-            .data_directory()
-            .and_then(|directory| Ok(commands::run(&command, directory)?)),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("netboot: {error:#}");
-            let code = match error.downcast_ref::<CommandError>() {
-                Some(error) => error.exit_code(),
-                None => serve::exit_code(&error),
-            };
-            ExitCode::from(code as u8)
-        }
-    }
+    netboot::run()
 }
