@@ -26,3 +26,7 @@ pub use pxe::{
     ArchitectureCode, BootClient, BootProtocol, IpxeFeatures, client_uuid, vendor_class_prefix,
 };
 pub use relay::RelayInformation;
+
+/// The vendor class (option 60) by which the recovery agent asks for [`code::NETBOOT_SERVER`]: the whole
+/// option, without a NUL, in a DHCPINFORM to everybody.
+pub const AGENT_CLASS: &str = "netboot-agent";

@@ -54,6 +54,9 @@ pub mod code {
     pub const SUBNET_SELECTION: u8 = 118;
     /// iPXE encapsulated options (ipxe.org/howto/dhcpd).
     pub const IPXE: u8 = 175;
+    /// This product's server, as a URL (`http://10.0.0.1:8080`) without a NUL; asked for by class
+    /// [`AGENT_CLASS`](super::super::AGENT_CLASS). Site-specific, RFC 3942 §2.
+    pub const NETBOOT_SERVER: u8 = 224;
     /// Padding, RFC 2132 §3.1.
     pub const PAD: u8 = 0;
     /// End of the area, RFC 2132 §3.2.
