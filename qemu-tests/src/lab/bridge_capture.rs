@@ -2,8 +2,8 @@
 //! to be judged.
 //!
 //! A packet socket of our own instead of tcpdump: nothing to install, nothing in the way of knowing that
-//! the capture has begun. Frames between two machines are not seen, the bridge does not show them to its
-//! own interface.
+//! the capture has begun. On the bridge's own interface frames between two machines are not seen, the
+//! bridge does not show them to it; on one machine's cable everything is seen that concerns it.
 
 use nix::sys::socket::{
     AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, bind, setsockopt, socket, sockopt,
@@ -19,8 +19,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use super::dhcp_sighting::{self, DhcpSighting};
-use super::namespace::{BRIDGE, Bridge, NamespaceError};
+use super::namespace::{BRIDGE, Bridge, NamespaceError, Place, Tap};
 use super::pcap::PcapWriter;
+use super::traffic::Traffic;
 
 /// How often the thread looks whether it should end.
 const TICK: Duration = Duration::from_millis(100);
@@ -35,34 +36,50 @@ const SNAPLEN: usize = 256;
 #[derive(Debug)]
 pub(crate) struct BridgeCapture {
     stop: Arc<AtomicBool>,
-    dhcp: Arc<Mutex<Vec<DhcpSighting>>>,
+    seen: Arc<Mutex<Seen>>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// What a capture keeps in memory.
+#[derive(Debug, Default)]
+struct Seen {
+    dhcp: Vec<DhcpSighting>,
+    traffic: Traffic,
+}
+
 impl BridgeCapture {
-    /// Begins to capture; everything sent after this call is in the file.
+    /// Begins to capture the bridge; everything sent after this call is in the file.
     pub(crate) fn start(bridge: &Bridge, file: &Path) -> Result<Self, NamespaceError> {
-        let socket = bridge.place().inside(open)?;
+        Self::start_on(bridge.place(), BRIDGE, file)
+    }
+
+    /// Begins to capture one machine's cable, wherever its frames come from and go to.
+    pub(crate) fn start_on_tap(tap: &Tap, file: &Path) -> Result<Self, NamespaceError> {
+        Self::start_on(&tap.place, &tap.device, file)
+    }
+
+    fn start_on(place: &Place, interface: &str, file: &Path) -> Result<Self, NamespaceError> {
+        let socket = place.inside(|| open(interface))?;
         let start = || -> io::Result<Self> {
             let pcap = PcapWriter::new(BufWriter::new(File::create(file)?), SNAPLEN)?;
             let stop = Arc::new(AtomicBool::new(false));
-            let dhcp = Arc::default();
+            let seen = Arc::default();
             let work = Work {
                 socket,
                 pcap,
                 file: file.to_owned(),
                 stop: Arc::clone(&stop),
-                dhcp: Arc::clone(&dhcp),
+                seen: Arc::clone(&seen),
             };
             let thread = std::thread::Builder::new().name("capture".to_owned());
             Ok(Self {
                 stop,
-                dhcp,
+                seen,
                 thread: Some(thread.spawn(move || work.run())?),
             })
         };
         start().map_err(|source| NamespaceError::Io {
-            what: format!("capture {BRIDGE} to {}", file.display()),
+            what: format!("capture {interface} to {}", file.display()),
             source,
         })
     }
@@ -70,8 +87,14 @@ impl BridgeCapture {
     /// Ends the capture and returns the DHCP messages in it, in order.
     pub(crate) fn finish(&mut self) -> Vec<DhcpSighting> {
         self.end();
-        let mut dhcp = self.dhcp.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut dhcp)
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut seen.dhcp)
+    }
+
+    /// What was counted so far.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.traffic.clone()
     }
 
     fn end(&mut self) {
@@ -89,13 +112,13 @@ impl Drop for BridgeCapture {
     }
 }
 
-/// Opens a socket that gets every frame of the bridge's interface (packet(7)).
-fn open() -> io::Result<Socket> {
-    let of_bridge = |address: nix::ifaddrs::InterfaceAddress| -> Option<LinkAddr> {
-        (address.interface_name == BRIDGE).then_some(())?;
+/// Opens a socket that gets every frame of an interface (packet(7)).
+fn open(name: &str) -> io::Result<Socket> {
+    let of_interface = |address: nix::ifaddrs::InterfaceAddress| -> Option<LinkAddr> {
+        (address.interface_name == name).then_some(())?;
         address.address?.as_link_addr().copied()
     };
-    let interface = nix::ifaddrs::getifaddrs()?.find_map(of_bridge);
+    let interface = nix::ifaddrs::getifaddrs()?.find_map(of_interface);
     let interface = interface.ok_or(io::ErrorKind::NotFound)?;
     let socket = socket(
         AddressFamily::Packet,
@@ -115,7 +138,7 @@ struct Work {
     pcap: PcapWriter<BufWriter<File>>,
     file: PathBuf,
     stop: Arc<AtomicBool>,
-    dhcp: Arc<Mutex<Vec<DhcpSighting>>>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 impl Work {
@@ -147,11 +170,11 @@ impl Work {
                 },
             };
             let frame = &buffer[..length];
-            self.pcap.record(SystemTime::now(), frame)?;
-            if let Some(sighting) = dhcp_sighting::dhcp_in_frame(frame) {
-                let mut dhcp = self.dhcp.lock().unwrap_or_else(PoisonError::into_inner);
-                dhcp.push(sighting);
-            }
+            let now = SystemTime::now();
+            self.pcap.record(now, frame)?;
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.traffic.count(now, frame);
+            seen.dhcp.extend(dhcp_sighting::dhcp_in_frame(frame));
         }
     }
 }

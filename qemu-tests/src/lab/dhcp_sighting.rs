@@ -66,10 +66,10 @@ pub(crate) struct DhcpSighting {
     pub(crate) user_class: String,
 }
 
-impl fmt::Display for DhcpSighting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // RFC 2132 §9.6.
-        let kind = match self.kind {
+impl DhcpSighting {
+    /// The message type's name (RFC 2132 §9.6).
+    pub(crate) fn kind_name(&self) -> &'static str {
+        match self.kind {
             Some(1) => "DISCOVER",
             Some(2) => "OFFER",
             Some(3) => "REQUEST",
@@ -79,7 +79,13 @@ impl fmt::Display for DhcpSighting {
             Some(7) => "RELEASE",
             Some(8) => "INFORM",
             _ => "message",
-        };
+        }
+    }
+}
+
+impl fmt::Display for DhcpSighting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind_name();
         let mac = self.to.mac.map(|octet| format!("{octet:02x}")).join(":");
         write!(f, "{kind} to {mac} {}", self.to.ip)?;
         if self.broadcast_flag {

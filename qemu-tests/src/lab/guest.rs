@@ -13,14 +13,13 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::deadline::Deadline;
-use super::firmware::{Firmware, FirmwareError};
+use super::firmware::{Architecture, Firmware};
 use super::link::Port;
 use super::namespace::Tap;
 use super::qmp::{Qmp, QmpError};
 use super::serial::{Console, ConsoleError};
 use super::tool;
 
-const QEMU: &str = "qemu-system-x86_64";
 /// How often a process is asked whether it has ended.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -144,16 +143,20 @@ pub(crate) struct GuestConfig {
 #[derive(Debug, Error)]
 pub(crate) enum GuestError {
     /// QEMU did not start.
-    #[error("cannot start {QEMU} for {name}")]
+    #[error("cannot start {program} for {name}")]
     Start {
+        /// The emulator.
+        program: &'static str,
         /// Name of the machine.
         name: String,
         /// Why not.
         source: std::io::Error,
     },
     /// QEMU started and gave up; what it said follows.
-    #[error("{QEMU} for {name} ended at once: {said}")]
+    #[error("{program} for {name} ended at once: {said}")]
     EndedAtOnce {
+        /// The emulator.
+        program: &'static str,
         /// Name of the machine.
         name: String,
         /// QEMU's own words.
@@ -186,14 +189,12 @@ pub(crate) enum GuestError {
         /// Why not.
         source: QmpError,
     },
-    /// Its firmware is not there.
-    #[error(transparent)]
-    Firmware(#[from] FirmwareError),
 }
 
 /// A running machine. Dropping it cuts its power.
 #[derive(Debug)]
 pub(crate) struct Guest {
+    program: &'static str,
     name: String,
     qemu: Child,
     console: Console,
@@ -209,7 +210,9 @@ pub(crate) struct Guest {
 impl Guest {
     /// Switches a machine on.
     pub(crate) fn start(config: &GuestConfig) -> Result<Self, GuestError> {
+        let program = program(config.firmware.architecture());
         let start = |source| GuestError::Start {
+            program,
             name: config.name.clone(),
             source,
         };
@@ -226,8 +229,8 @@ impl Guest {
         let words = config.logs.join(format!("{}.qemu.log", config.name));
         let errors = File::create(&words).map_err(start)?;
 
-        let arguments = arguments(config, &console_socket, &control_socket)?;
-        log::debug!("{QEMU} {}", arguments.join(" "));
+        let arguments = arguments(config, &console_socket, &control_socket);
+        log::debug!("{program} {}", arguments.join(" "));
         let mut qemu = emulator(config)
             .args(&arguments)
             .stdin(Stdio::null())
@@ -237,6 +240,7 @@ impl Guest {
             .map_err(start)?;
         match wait_for_control(&control, &mut qemu) {
             Some(qmp) => Ok(Self {
+                program,
                 name: config.name.clone(),
                 qemu,
                 console,
@@ -250,6 +254,7 @@ impl Guest {
                 _runtime: runtime,
             }),
             None => Err(GuestError::EndedAtOnce {
+                program,
                 name: config.name.clone(),
                 said: std::fs::read_to_string(&words)
                     .unwrap_or_default()
@@ -333,6 +338,7 @@ impl Guest {
                 Ok(None) => {}
                 Err(source) => {
                     return Err(GuestError::Start {
+                        program: self.program,
                         name: self.name.clone(),
                         source,
                     });
@@ -394,29 +400,31 @@ fn wait_for_control(listener: &UnixListener, qemu: &mut Child) -> Option<Result<
 
 /// QEMU, where the machine's network card finds its cable.
 fn emulator(config: &GuestConfig) -> Command {
+    let program = program(config.firmware.architecture());
     let qemu = match config.network.as_ref().map(|card| &card.attachment) {
-        Some(Attachment::Tap(tap)) => tap.place.command(QEMU),
-        Some(Attachment::SwitchPort(_)) | None => Command::new(QEMU),
+        Some(Attachment::Tap(tap)) => tap.place.command(program),
+        Some(Attachment::SwitchPort(_)) | None => Command::new(program),
     };
     tool::bound_to_us(&qemu)
 }
 
-fn arguments(
-    config: &GuestConfig,
-    console: &Path,
-    control: &Path,
-) -> Result<Vec<String>, GuestError> {
-    let mut arguments = config.firmware.arguments()?;
+/// The emulator of an architecture. Debian's package of the one for Arm is `qemu-system-arm`.
+fn program(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::X86 => "qemu-system-x86_64",
+        Architecture::Arm64 => "qemu-system-aarch64",
+    }
+}
+
+fn arguments(config: &GuestConfig, console: &Path, control: &Path) -> Vec<String> {
+    let mut arguments = config.firmware.arguments();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|&word| word.to_owned()));
-    add(&["-name", &config.name, "-accel", "tcg", "-cpu", "max"]);
-    add(&[
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-vga",
-        "std",
-    ]);
+    add(&["-name", &config.name, "-accel", "tcg"]);
+    add(&["-nodefaults", "-no-user-config", "-display", "none"]);
+    // The machine `virt` has no place for a VGA card.
+    if config.firmware.architecture() == Architecture::X86 {
+        add(&["-vga", "std"]);
+    }
     add(&[
         "-m",
         &config.memory_mib.to_string(),
@@ -465,7 +473,7 @@ fn arguments(
         let mac = card.mac.map(|octet| format!("{octet:02x}")).join(":");
         // Without its ROM a virtio card is driven by OVMF's own network stack. OVMF has no driver for others.
         let own_driver = card.model.starts_with("virtio-net");
-        let rom = if own_driver && matches!(config.firmware, Firmware::Uefi { .. }) {
+        let rom = if own_driver && matches!(config.firmware, Firmware::Uefi(_)) {
             ",romfile="
         } else {
             ""
@@ -504,5 +512,5 @@ fn arguments(
             &format!("{device},drive=d{index},serial={serial},bootindex={order}"),
         ]);
     }
-    Ok(arguments)
+    arguments
 }

@@ -82,6 +82,10 @@ pub(crate) struct ServerConfig {
     dhcp: u16,
     tftp: u16,
     http: u16,
+    /// Whether another DHCP server gives the addresses.
+    pub(crate) beside_another: bool,
+    /// More keys of `[boot]`, with their values as TOML has them.
+    pub(crate) boot_keys: Vec<(&'static str, &'static str)>,
     /// The namespace of the bridge that it serves; `None` on loopback.
     place: Option<Place>,
 }
@@ -122,6 +126,8 @@ impl ServerConfig {
             dhcp,
             tftp,
             http,
+            beside_another: false,
+            boot_keys: Vec::new(),
             place: None,
         })
     }
@@ -142,6 +148,8 @@ impl ServerConfig {
             dhcp: 67,
             tftp: TFTP_ON_LINK,
             http: HTTP_ON_LINK,
+            beside_another: false,
+            boot_keys: Vec::new(),
             place: Some(place.clone()),
         }
     }
@@ -175,15 +183,28 @@ impl ServerConfig {
         };
         let [a, b, c, _] = network.octets();
         let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
+        let (mode, subnet) = if self.beside_another {
+            ("proxy", String::new())
+        } else {
+            let pool = format!("{a}.{b}.{c}.100-{a}.{b}.{c}.200");
+            let subnet = format!(
+                "[[subnet]]\nnetwork = \"{network}/{prefix}\"\npool = \"{pool}\"\n{server}\n"
+            );
+            ("server", subnet)
+        };
+        let boot_keys: String = self
+            .boot_keys
+            .iter()
+            .map(|(key, value)| format!("{key} = {value}\n"))
+            .collect();
         format!(
             "data_dir = {}\nboot_files = {}\n\n\
              [network]\n{listen}\n\n\
-             [dhcp]\nmode = \"server\"\nport = {}\n\n\
+             [dhcp]\nmode = \"{mode}\"\nport = {}\n\n\
              [tftp]\nport = {}\n\n\
              [http]\nport = {}\nadvertised_port = {HTTP_ON_LINK}\n\n\
-             [[subnet]]\nnetwork = \"{network}/{prefix}\"\npool = \"{a}.{b}.{c}.100-{a}.{b}.{c}.200\"\n\
-             {server}\n\
-             [boot]\nunknown_machines = \"recovery\"\n",
+             {subnet}\
+             [boot]\nunknown_machines = \"recovery\"\n{boot_keys}",
             quoted(&self.data_dir),
             quoted(&self.boot_files),
             self.dhcp,

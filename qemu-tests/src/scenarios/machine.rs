@@ -1,7 +1,7 @@
 //! The machines of the stories: the source, and the bare one that comes back.
 
 use anyhow::Context;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::stage::Stage;
 use crate::lab::deadline::Deadline;
@@ -60,6 +60,16 @@ impl Machine {
     pub(crate) fn bare(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Self> {
         let machine = Self::new(stage, "bare", kind, [0x52, 0x54, 0, 0x77, 2, 2])?;
         disk::create_empty(&machine.disk, BARE_DISK_BYTES)?;
+        Ok(machine)
+    }
+
+    /// A machine with an empty disk whose firmware `make` makes in the folder that it is given.
+    pub(crate) fn bare_with(
+        stage: &Stage<'_>,
+        make: impl FnOnce(&Path) -> anyhow::Result<Firmware>,
+    ) -> anyhow::Result<Self> {
+        let mut machine = Self::bare(stage, FirmwareKind::Bios)?;
+        machine.firmware = make(&stage.disks().join(&machine.name))?;
         Ok(machine)
     }
 

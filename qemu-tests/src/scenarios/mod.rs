@@ -5,6 +5,7 @@
 //! They are the edge of the program, hence `anyhow`.
 
 mod beacon_time;
+mod boot_path;
 mod compare;
 mod drivers;
 mod flipped_bit;
@@ -45,7 +46,11 @@ pub(crate) struct Scenario {
 }
 
 /// Every scenario, in the order in which they are played.
-pub(crate) const ALL: [Scenario; 16] = [
+pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
+    STORIES.iter().chain(&boot_path::SCENARIOS)
+}
+
+const STORIES: [Scenario; 16] = [
     Scenario {
         name: "link-selftest",
         about: "the virtual link carries TCP and UDP right, under loss, reordering and duplication too",
@@ -150,19 +155,13 @@ mod tests {
 
     #[test]
     fn every_scenario_has_a_name_of_its_own_that_fits_a_folder() {
-        for (index, scenario) in ALL.iter().enumerate() {
-            let plain = scenario
-                .name
+        let names: Vec<_> = all().map(|scenario| scenario.name).collect();
+        for (index, name) in names.iter().enumerate() {
+            let plain = name
                 .bytes()
                 .all(|byte| byte.is_ascii_lowercase() || byte == b'-');
-            assert!(plain, "{}", scenario.name);
-            assert!(
-                ALL[..index]
-                    .iter()
-                    .all(|earlier| earlier.name != scenario.name),
-                "{}",
-                scenario.name
-            );
+            assert!(plain, "{name}");
+            assert!(!names[..index].contains(name), "{name}");
         }
     }
 }

@@ -1,0 +1,243 @@
+//! Every way from power-on to the agent's beacon: firmware × who gives the addresses.
+//!
+//! One table, one story. The network is the kernel's and the server has its real ports; beside a proxy
+//! stands dnsmasq. What the firmware makes impossible is played once, too: then the machine must not
+//! beacon, and the flight recorder has to say why. Not here: what a machine does after its beacon.
+
+mod table;
+mod world;
+
+pub(super) use table::SCENARIOS;
+
+use anyhow::{Context, bail, ensure};
+use std::time::{Duration, SystemTime};
+
+use super::stage::Stage;
+use crate::lab::deadline::Deadline;
+use crate::lab::firmware::{NetworkBoot, UefiBuild};
+use crate::lab::guest::Guest;
+use crate::lab::traffic::Traffic;
+use protocol::api;
+use world::World;
+
+/// From power-on until a machine that cannot boot has been diagnosed, under emulation.
+const DIAGNOSIS_SECONDS: u64 = 300;
+/// How often the server is asked for a diagnosis.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Who gives the machine its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Addresses {
+    /// The server under test.
+    Ours,
+    /// dnsmasq, which knows nothing of booting; the server under test is a proxy.
+    Dnsmasq,
+    /// dnsmasq, told to name the server under test as the next server.
+    DnsmasqNamingUs,
+}
+
+/// What the machine starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MachineFirmware {
+    /// SeaBIOS with the iPXE of QEMU's network card.
+    Bios,
+    /// UEFI of this build.
+    Uefi(UefiBuild, NetworkBoot),
+}
+
+/// How the unified kernel image is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Image {
+    /// As the boot files have it: by nobody.
+    Unsigned,
+    /// With the key that the firmware trusts.
+    Signed,
+}
+
+/// How the story ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// With a beacon.
+    Beacon,
+    /// Without; the diagnosis has these words.
+    Diagnosis(&'static [&'static str]),
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy)]
+struct BootPath {
+    firmware: MachineFirmware,
+    addresses: Addresses,
+    /// Keys of the server's `[boot]` beside the usual ones.
+    keys: &'static [(&'static str, &'static str)],
+    image: Image,
+    /// What the machine has to ask for on the wire, in this order.
+    asks_for: &'static [&'static str],
+    /// What the server's time line has to say, in this order.
+    recorded: &'static [&'static str],
+    end: End,
+}
+
+fn play(stage: &Stage<'_>, path: &BootPath) -> anyhow::Result<()> {
+    let mut world = World::open(stage, path)?;
+    stage.say("the machine is switched on");
+    let powered_at = SystemTime::now();
+    let mut guest = world.switch_on()?;
+    match path.end {
+        End::Beacon => {
+            world
+                .site
+                .wait_for_beacon(&world.machine, &mut guest)
+                .with_context(|| world.what_was_asked())?;
+        }
+        End::Diagnosis(words) => wait_for_diagnosis(&world, &mut guest, words)?,
+    }
+    guest.cut_power();
+
+    let traffic = world.traffic();
+    stage.say(&format!("on the wire: {traffic}"));
+    check_requests(&traffic, path.asks_for)?;
+    check_time_line(&world, path.recorded)?;
+    if let End::Beacon = path.end {
+        let stages = Stages::of(powered_at, &traffic)?;
+        stage.milestone(&format!("beacon {stages}"));
+    }
+    Ok(())
+}
+
+/// Waits until the server says why the machine does not come; meanwhile it must not come.
+fn wait_for_diagnosis(world: &World<'_>, guest: &mut Guest, words: &[&str]) -> anyhow::Result<()> {
+    let deadline = Deadline::seconds(DIAGNOSIS_SECONDS);
+    let mut said = String::new();
+    while !words.iter().all(|word| said.contains(word)) {
+        ensure!(
+            deadline.remaining().is_some(),
+            "within {deadline} the diagnosis did not say {words:?}; it said {said:?}; {}",
+            world.what_was_asked()
+        );
+        ensure!(guest.is_on(), "the machine went off by itself");
+        std::thread::sleep(TICK);
+        let mac = world.machine.mac();
+        if world.traffic().first(api::BEACON).is_some() {
+            bail!("the machine beaconed, which its firmware makes impossible; has it learned?");
+        }
+        // Before its first packet the server does not know the machine.
+        let timeline = world.site.server.timeline(&mac).unwrap_or_default();
+        if let Some(diagnosis) = timeline["timelines"][0]["diagnosis"].as_str() {
+            said = diagnosis.to_owned();
+        }
+    }
+    world.stage.say(&format!("diagnosis: {said}"));
+    Ok(())
+}
+
+fn check_requests(traffic: &Traffic, expected: &[&str]) -> anyhow::Result<()> {
+    let mut asked = traffic.requests.iter().map(|request| &request.what);
+    for words in expected {
+        ensure!(
+            asked.any(|what| what.contains(words)),
+            "the machine did not ask for {words:?} at its place; it asked for {}",
+            summary(traffic)
+        );
+    }
+    Ok(())
+}
+
+fn check_time_line(world: &World<'_>, expected: &[&str]) -> anyhow::Result<()> {
+    let timeline = world.site.server.timeline(&world.machine.mac())?;
+    let events = timeline["timelines"][0]["events"].as_array();
+    let texts: Vec<&str> = events
+        .context("the server has no time line of the machine")?
+        .iter()
+        .filter_map(|event| event["text"].as_str())
+        .collect();
+    let mut rest = texts.iter();
+    for words in expected {
+        ensure!(
+            rest.any(|text| text.contains(words)),
+            "the time line does not say {words:?} at its place; it says:\n    {}",
+            texts.join("\n    ")
+        );
+    }
+    Ok(())
+}
+
+/// What was asked for, repeats left out.
+fn summary(traffic: &Traffic) -> String {
+    let mut asked: Vec<&str> = traffic.requests.iter().map(|one| &*one.what).collect();
+    asked.dedup();
+    asked.join(", ")
+}
+
+/// How long the parts of a boot took, seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Stages {
+    /// Power-on to the firmware's first DHCP message.
+    pub(crate) firmware: f64,
+    /// From there to the first request for a file.
+    pub(crate) dhcp: f64,
+    /// From there to the request for the kernel, or the end of the image that has it inside.
+    pub(crate) loader: f64,
+    /// From there to the last byte of the boot files.
+    pub(crate) files: f64,
+    /// From there until the agent asks for an address.
+    pub(crate) kernel: f64,
+    /// From there to the agent's beacon.
+    pub(crate) agent: f64,
+}
+
+impl Stages {
+    /// Reads the stages off a cable.
+    pub(crate) fn of(powered_at: SystemTime, traffic: &Traffic) -> anyhow::Result<Self> {
+        use crate::lab::traffic::Protocol::{Dhcp, Http, Tftp};
+        let first_of = |protocols: &[_]| {
+            let found = traffic
+                .requests
+                .iter()
+                .find(|one| protocols.contains(&one.protocol));
+            found.map(|one| one.at)
+        };
+        let dhcp_at = first_of(&[Dhcp]).context("no DHCP on the wire")?;
+        let file_at = first_of(&[Tftp, Http]).context("no file was asked for")?;
+        let done_at = traffic.files_done_at.context("no file was fetched")?;
+        let system_at = traffic
+            .system_at
+            .context("no system asked for an address")?;
+        let beacon_at = traffic
+            .first(api::BEACON)
+            .context("no beacon on the wire")?;
+        let kernel_at = traffic.first("vmlinuz").unwrap_or(done_at);
+        let between = |from: SystemTime, to: SystemTime| {
+            to.duration_since(from).unwrap_or_default().as_secs_f64()
+        };
+        Ok(Self {
+            firmware: between(powered_at, dhcp_at),
+            dhcp: between(dhcp_at, file_at),
+            loader: between(file_at, kernel_at),
+            files: between(kernel_at, done_at),
+            kernel: between(done_at, system_at),
+            agent: between(system_at, beacon_at),
+        })
+    }
+
+    /// Power-on to beacon, seconds.
+    pub(crate) fn total(&self) -> f64 {
+        self.firmware + self.dhcp + self.loader + self.files + self.kernel + self.agent
+    }
+}
+
+impl std::fmt::Display for Stages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.1} s after power-on: firmware {:.1}, DHCP {:.1}, loader {:.1}, files {:.1}, kernel {:.1}, agent {:.1}",
+            self.total(),
+            self.firmware,
+            self.dhcp,
+            self.loader,
+            self.files,
+            self.kernel,
+            self.agent
+        )
+    }
+}
