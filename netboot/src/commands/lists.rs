@@ -1,10 +1,9 @@
-//! `machines`, `restore-points`, `jobs`, `timeline`.
+//! `machines`, `restore-points`, `jobs`.
 
 use backup::units::HumanBytes;
 use protocol::api::{self, JobView, MachineView, RestorePointView};
 use protocol::beacon::AgentState;
 use protocol::job::JobState;
-use serde::Deserialize;
 
 use super::options::ListArgs;
 use super::table::{Table, ago, clean, local_time, short};
@@ -155,27 +154,6 @@ fn details(job: &JobView) -> String {
         JobState::Cancelled => None,
     }
     .unwrap_or_default()
-}
-
-#[derive(Deserialize)]
-struct MachineTimeline {
-    text: String,
-}
-
-pub(super) fn timeline(
-    client: &ControlClient,
-    machine: &str,
-    args: &ListArgs,
-) -> Result<(), CommandError> {
-    let path = api::timeline(&escaped(machine));
-    if args.json {
-        return print_json(&client.get::<serde_json::Value>(&path)?);
-    }
-    let timeline: MachineTimeline = client.get(&path)?;
-    if timeline.text.is_empty() {
-        return print("Nothing was recorded of this machine's boots.\n");
-    }
-    print(&timeline.text)
 }
 
 /// A name as one part of a path (RFC 3986 §2.1).

@@ -8,6 +8,7 @@ mod lists;
 mod options;
 mod start;
 mod table;
+mod timeline;
 mod verify;
 mod watch;
 
@@ -89,7 +90,7 @@ pub(crate) fn run(command: &OperatorCommand, data_directory: PathBuf) -> Result<
         OperatorCommand::Machines(args) => lists::machines(&client, args),
         OperatorCommand::RestorePoints(args) => lists::restore_points(&client, args),
         OperatorCommand::Jobs(args) => lists::jobs(&client, args),
-        OperatorCommand::Timeline { machine, list } => lists::timeline(&client, machine, list),
+        OperatorCommand::Timeline { machine, list } => timeline::one(&client, machine, list),
         OperatorCommand::Capture(args) => start::capture(&client, args),
         OperatorCommand::Restore(args) => start::restore(&client, args),
         OperatorCommand::Cancel { job, list } => start::cancel(&client, job, list),

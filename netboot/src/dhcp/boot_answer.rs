@@ -26,14 +26,6 @@ pub(super) struct Source {
     pub(super) http_port: u16,
 }
 
-/// What a client was told to fetch.
-pub(super) struct Told {
-    /// A name for TFTP, or a URL.
-    pub(super) name: String,
-    /// The loader, if it goes by TFTP.
-    pub(super) loader: Option<String>,
-}
-
 /// Adds the boot file to the reply to a request and returns its name. Nothing is added for a client
 /// that did not ask for one.
 ///
@@ -45,7 +37,7 @@ pub(super) fn add_boot_file(
     source: Source,
     reply: &mut Message,
     files: &dyn FirstFiles,
-) -> Result<Option<Told>, NoFirstFile> {
+) -> Result<Option<String>, NoFirstFile> {
     let Some(client) = BootClient::of(request) else {
         return Ok(None);
     };
@@ -59,15 +51,15 @@ pub(super) fn add_boot_file(
         uuid,
         role: source.role,
     })?;
-    let (name, loader) = match first {
+    let name = match first {
         FirstFile::Tftp(file) => {
             reply
                 .options
                 .set_c_string(code::TFTP_SERVER, &source.address.to_string());
-            (file.clone(), Some(file))
+            file
         }
-        FirstFile::Http(file) => (loader_url(&base, mac, &file), None),
-        FirstFile::Script => (script_url(&base, mac, uuid, platform), None),
+        FirstFile::Http(file) => loader_url(&base, mac, &file),
+        FirstFile::Script => script_url(&base, mac, uuid, platform),
     };
     if protocol == BootProtocol::Http {
         let prefix = vendor_class_prefix(BootProtocol::Http);
@@ -83,5 +75,5 @@ pub(super) fn add_boot_file(
     if name.len() < 128 {
         reply.file = name.clone().into_bytes();
     }
-    Ok(Some(Told { name, loader }))
+    Ok(Some(name))
 }

@@ -7,6 +7,8 @@ use protocol::dhcp::{ArchitectureCode, BootClient, BootProtocol, MacAddress};
 use ArchitectureCode as Arch;
 use BootProtocol::{Http, Pxe};
 
+use crate::flight_recorder::Fact;
+
 /// Architecture of the client (option 93), how it fetches, and what it is given. The names are
 /// files of the boot folder; Debian's package `ipxe` has those of x86.
 const LOADERS: &[(ArchitectureCode, BootProtocol, &str)] = &[
@@ -61,24 +63,34 @@ pub(crate) enum FirstFile {
 }
 
 /// Why a machine gets no first file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NoFirstFile {
     /// The table has no line for it.
-    #[error("the firmware asked for architecture {architectures} and nothing here serves that")]
     UnknownArchitecture {
         /// As the client listed them.
-        architectures: String,
+        architectures: Vec<ArchitectureCode>,
     },
     /// The table has a line, the boot folder lacks the file.
-    #[error(
-        "the firmware asked for architecture {architecture}, whose file {file} is not in the boot folder"
-    )]
     MissingFile {
         /// The client's.
         architecture: ArchitectureCode,
         /// The file it would get.
         file: &'static str,
     },
+}
+
+impl From<NoFirstFile> for Fact {
+    fn from(reason: NoFirstFile) -> Self {
+        match reason {
+            NoFirstFile::UnknownArchitecture { architectures } => Self::ArchitectureNotServed {
+                architectures: architectures.iter().map(|code| code.0).collect(),
+            },
+            NoFirstFile::MissingFile { architecture, file } => Self::LoaderMissing {
+                architecture: architecture.0,
+                file: file.to_owned(),
+            },
+        }
+    }
 }
 
 /// The names of all loaders in the table.
@@ -118,12 +130,7 @@ pub(crate) fn first_file(
         }
     }
     Err(missing.unwrap_or_else(|| NoFirstFile::UnknownArchitecture {
-        architectures: client
-            .architectures
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", "),
+        architectures: client.architectures.clone(),
     }))
 }
 
@@ -176,12 +183,12 @@ mod tests {
     fn no_line_and_no_file_are_told_apart_in_words() {
         let unknown = first_file(&client(Pxe, &[6]), |_| true).expect_err("no line");
         assert_eq!(
-            unknown.to_string(),
-            "the firmware asked for architecture 6 (UEFI IA32) and nothing here serves that"
+            Fact::from(unknown).to_string(),
+            "DHCP: the firmware asked for architecture 6 (UEFI IA32) and nothing here serves that"
         );
         let missing = first_file(&client(Pxe, &[11]), |_| false).expect_err("no file");
         assert!(
-            missing
+            Fact::from(missing)
                 .to_string()
                 .contains("snponly-arm64.efi is not in the boot folder")
         );

@@ -4,11 +4,10 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use protocol::dhcp::{
-    BootClient, CLIENT_PORT, MacAddress, Message, MessageType, RelayInformation, code,
-};
+use protocol::dhcp::{BootClient, CLIENT_PORT, MacAddress, Message, MessageType, RelayInformation};
 
 use super::lease::{Lease, UnixSeconds};
+use crate::flight_recorder::Fact;
 
 /// Where a message came from.
 #[derive(Debug, Clone, Copy)]
@@ -66,14 +65,10 @@ pub(crate) struct Reaction {
 pub(crate) struct Note {
     /// The machine's card.
     pub(crate) mac: MacAddress,
-    /// The address it was granted, if this is about that.
-    pub(crate) granted: Option<Ipv4Addr>,
-    /// The loader it was told to fetch by TFTP, if this is about that.
-    pub(crate) told: Option<String>,
-    /// True when the machine cannot go on.
-    pub(crate) trouble: bool,
-    /// A sentence.
-    pub(crate) text: String,
+    /// It asked for a boot file.
+    pub(crate) boots: bool,
+    /// What happened.
+    pub(crate) fact: Fact,
 }
 
 /// A request with all that is derived from it.
@@ -89,13 +84,11 @@ pub(super) struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Adds a note about the client.
-    pub(super) fn note(&self, reaction: &mut Reaction, trouble: bool, text: String) {
+    pub(super) fn note(&self, reaction: &mut Reaction, fact: Fact) {
         reaction.notes.push(Note {
             mac: self.mac,
-            granted: None,
-            told: None,
-            trouble,
-            text,
+            boots: BootClient::of(self.request).is_some(),
+            fact,
         });
     }
 
@@ -133,31 +126,4 @@ impl Exchange<'_> {
                 .map(|_| self.mac),
         });
     }
-}
-
-/// Who asks, for the flight recorder.
-pub(super) fn asker(request: &Message) -> String {
-    match BootClient::of(request) {
-        None => match request.options.text(code::VENDOR_CLASS) {
-            Some(class) if !class.is_empty() => format!("a system, {}", printable(&class)),
-            _ => "a system".to_owned(),
-        },
-        Some(client) => {
-            let architecture = client.architectures[0];
-            let program = if client.ipxe.is_some() {
-                "iPXE"
-            } else {
-                "firmware"
-            };
-            format!("{program} of architecture {architecture}")
-        }
-    }
-}
-
-/// A client's text, cut and freed of control characters: it goes to terminals.
-fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|letter| !letter.is_control())
-        .take(40)
-        .collect()
 }

@@ -13,14 +13,17 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use protocol::dhcp::{BOOTREQUEST, MacAddress, Message, MessageType, RelayInformation, code};
+use protocol::dhcp::{
+    BOOTREQUEST, BootClient, MacAddress, Message, MessageType, RelayInformation, code,
+};
 
 use super::{
     boot_answer::{Source, add_boot_file},
     boot_table::{FirstFiles, Role},
-    exchange::{Arrival, Exchange, Note, Reaction, asker},
+    exchange::{Arrival, Exchange, Note, Reaction},
     lease::{Lease, LeaseState, LeaseTable, UnixSeconds},
 };
+use crate::flight_recorder::{Asker, Fact};
 
 /// How long an offer is held. OVMF takes 4 s to answer one; a lost answer is repeated after 4 to
 /// 16 s (RFC 2131 §4.1).
@@ -112,12 +115,8 @@ impl DhcpServer {
         let Some(subnet) = subnet_of(&self.settings.subnets, link) else {
             reaction.notes.push(Note {
                 mac,
-                granted: None,
-                told: None,
-                trouble: true,
-                text: format!(
-                    "asked for an address on the link of {link}, for which there is no [[subnet]]"
-                ),
+                boots: BootClient::of(&request).is_some(),
+                fact: Fact::NoSubnet { link },
             });
             return reaction;
         };
@@ -154,11 +153,8 @@ impl DhcpServer {
     ) {
         let Some(address) = self.choose(exchange) else {
             let network = self.settings.subnets[exchange.subnet].network;
-            exchange.note(
-                reaction,
-                true,
-                format!("got no address: the pool of {network} is exhausted"),
-            );
+            let network = network.to_string();
+            exchange.note(reaction, Fact::PoolExhausted { network });
             return;
         };
         let granted = self
@@ -196,7 +192,10 @@ impl DhcpServer {
         let request = exchange.request;
         let wish = request.options.address(code::REQUESTED_ADDRESS);
         let chosen_server = request.options.address(code::SERVER_ID);
-        if chosen_server.is_some_and(|server| !self.is_ours(server, exchange)) {
+        if let Some(server) = chosen_server
+            && !self.is_ours(server, exchange)
+        {
+            exchange.note(reaction, Fact::OtherServerTaken { server });
             return self.drop_offer(exchange);
         }
         let has = (!request.client_address.is_unspecified()).then_some(request.client_address);
@@ -251,11 +250,7 @@ impl DhcpServer {
             return;
         }
         let address = lease.address;
-        exchange.note(
-            reaction,
-            true,
-            format!("found {address} in use by another machine; it is given to nobody for an hour"),
-        );
+        exchange.note(reaction, Fact::Declined { address });
         let until = exchange.now.after(QUARANTINE_SECONDS);
         self.keep(
             exchange,
@@ -279,11 +274,8 @@ impl DhcpServer {
         if lease.address != exchange.request.client_address || lease.state != LeaseState::Bound {
             return;
         }
-        exchange.note(
-            reaction,
-            false,
-            format!("DHCP: gave {} back", lease.address),
-        );
+        let address = lease.address;
+        exchange.note(reaction, Fact::Released { address });
         let until = exchange.now;
         self.keep(
             exchange,
@@ -326,13 +318,9 @@ impl DhcpServer {
         address: Ipv4Addr,
         reason: String,
     ) {
-        exchange.note(
-            reaction,
-            false,
-            format!("DHCP: refused {address}: {reason}"),
-        );
         let mut reply = self.begin(exchange, MessageType::Nak);
-        reply.options.set(code::MESSAGE, reason.into_bytes());
+        reply.options.set(code::MESSAGE, reason.as_bytes());
+        exchange.note(reaction, Fact::Refused { address, reason });
         // A relay cannot reach a client by an address that it must not use (RFC 2131 §4.3.2).
         reply.broadcast |= !exchange.request.relay_address.is_unspecified();
         exchange.send(reply, reaction);
@@ -370,24 +358,19 @@ impl DhcpServer {
             http_port: subnet.http_port,
         };
         let told = add_boot_file(exchange.request, exchange.mac, source, &mut reply, files);
-        let (file, loader) = match &told {
-            Ok(Some(told)) => (format!(" and the file {}", told.name), told.loader.clone()),
-            Ok(None) | Err(_) => (String::new(), None),
+        let (file, refusal) = match told {
+            Ok(told) => (told, None),
+            Err(reason) => (None, Some(Fact::from(reason))),
         };
-        let what = match (address, granted) {
-            (_, Some(address)) => format!("granted {address}"),
-            (Some(address), None) => format!("offered {address}"),
-            (None, None) => "told the network's parameters".to_owned(),
+        let by = Asker::of(exchange.request);
+        let fact = match (address, granted) {
+            (_, Some(address)) => Fact::Granted { by, address, file },
+            (Some(address), None) => Fact::Offered { by, address, file },
+            (None, None) => Fact::ToldParameters { by, file },
         };
-        reaction.notes.push(Note {
-            mac: exchange.mac,
-            granted,
-            told: loader,
-            trouble: false,
-            text: format!("DHCP: {what}{file} to {}", asker(exchange.request)),
-        });
-        if let Err(reason) = told {
-            exchange.note(reaction, true, reason.to_string());
+        exchange.note(reaction, fact);
+        if let Some(refusal) = refusal {
+            exchange.note(reaction, refusal);
         }
         exchange.send(reply, reaction);
     }

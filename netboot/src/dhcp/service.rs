@@ -19,10 +19,7 @@ use super::{
     lease_store::LeaseStore,
     server::DhcpServer,
 };
-use crate::{
-    flight_recorder::{FlightRecorder, Stage},
-    sockets::DhcpSocket,
-};
+use crate::{flight_recorder::FlightRecorder, sockets::DhcpSocket};
 
 /// Messages answered together.
 const BATCH: usize = 64;
@@ -142,14 +139,7 @@ impl DhcpService {
             }
         }
         for note in reaction.notes {
-            if let Some(address) = note.granted {
-                self.recorder.granted(note.mac, address);
-            }
-            if let Some(loader) = note.told {
-                self.recorder.told(note.mac, &loader);
-            }
-            self.recorder
-                .record(note.mac, Stage::Dhcp, note.trouble, note.text);
+            self.recorder.record_dhcp(note.mac, note.boots, note.fact);
         }
     }
 

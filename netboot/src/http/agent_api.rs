@@ -26,7 +26,7 @@ use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body, read_json};
-use crate::flight_recorder::Stage;
+use crate::flight_recorder::Fact;
 use crate::jobs::JobRecord;
 use crate::machines::{MachineError, Seen};
 use crate::store::restore_points::{MAX_LIST, MAX_MANIFEST};
@@ -220,20 +220,30 @@ fn note_beacon(recovery: &Recovery, beacon: &Beacon) -> Result<Seen, Refusal> {
     }
     let seen = seen?;
     if seen.new_boot {
-        let since_link = beacon
-            .since_link_ms
-            .map_or(String::new(), |ms| format!(", {ms} ms after link"));
-        let text = format!("the agent's first beacon, as {}{since_link}", seen.name);
-        note(recovery, &seen.id, false, text);
+        let (name, since_link_ms) = (seen.name.clone(), beacon.since_link_ms);
+        let fact = Fact::Beacon {
+            name,
+            since_link_ms,
+        };
+        note(recovery, &seen.id, fact);
     }
     Ok(seen)
 }
 
-/// Puts a sentence on a machine's time line, or into the log when it has no card.
-fn note(recovery: &Recovery, machine: &str, trouble: bool, text: String) {
+/// Puts a fact on a machine's time line, or into the log when it has no card.
+fn note(recovery: &Recovery, machine: &str, fact: Fact) {
     match recovery.machines.card(machine) {
-        Some(mac) => recovery.recorder.record(mac, Stage::Beacon, trouble, text),
-        None => log::info!("machine {machine}: {text}"),
+        Some(mac) => recovery.recorder.record(mac, fact),
+        None => log::info!("machine {machine}: {fact}"),
+    }
+}
+
+fn job_ended(record: &JobRecord, error: Option<String>) -> Fact {
+    Fact::JobEnded {
+        job_kind: record.job.kind.word().to_owned(),
+        restore_point: record.job.kind.restore_point().to_string(),
+        job: record.job.id.clone(),
+        error,
     }
 }
 
@@ -249,10 +259,9 @@ fn hand_out(
                 .jobs
                 .end_stale_restore(machine, seen.heard_before, crate::state::now())?
     {
-        let (id, job) = (ended.job.kind.restore_point(), &ended.job.id);
-        let reason = ended.error.as_deref().unwrap_or("interrupted");
-        let text = format!("restore of restore point {id} ended (job {job}): {reason}");
-        note(recovery, machine, true, text);
+        let reason = ended.error.clone();
+        let reason = reason.unwrap_or_else(|| "interrupted".to_owned());
+        note(recovery, machine, job_ended(&ended, Some(reason)));
         return Ok(None);
     }
     let Some(record) = recovery.jobs.hand_out(machine, state)? else {
@@ -271,9 +280,12 @@ fn hand_out(
             .report(&record.job.id, &JobReport::Succeeded { summary })?;
         return Ok(None);
     }
-    let (kind, job) = (record.job.kind.word(), &record.job.id);
-    let text = format!("{kind} of restore point {id} begins (job {job})");
-    note(recovery, machine, false, text);
+    let begins = Fact::JobBegins {
+        job_kind: record.job.kind.word().to_owned(),
+        restore_point: id.to_string(),
+        job: record.job.id.clone(),
+    };
+    note(recovery, machine, begins);
     Ok(Some(record))
 }
 
@@ -312,15 +324,9 @@ fn note_report(
     let record = reported.job;
     recovery.machines.works(&record.machine);
     if reported.ended {
-        let (kind, id) = (record.job.kind.word(), record.job.kind.restore_point());
-        let text = match &record.error {
-            None => format!("{kind} of restore point {id} succeeded (job {job})"),
-            Some(error) => {
-                let reason = error.trim_end_matches('.');
-                format!("{kind} of restore point {id} failed (job {job}): {reason}")
-            }
-        };
-        note(recovery, &record.machine, record.error.is_some(), text);
+        let id = record.job.kind.restore_point();
+        let ended = job_ended(&record, record.error.clone());
+        note(recovery, &record.machine, ended);
         if record.state == JobState::Failed && matches!(record.job.kind, JobKind::Capture { .. }) {
             recovery.store.restore_points.discard_staging(id);
         }

@@ -11,6 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::FileExt,
     sync::Arc,
+    time::Instant,
 };
 
 use axum::{
@@ -33,11 +34,13 @@ use crate::{
         BootDecision, LOADER_PATH, MachineDirectory, Platform, SCRIPT_PATH, UnknownMachines,
         chain_script, decide, script,
     },
-    flight_recorder::{FlightRecorder, Stage},
+    flight_recorder::{Decided, Fact, FlightRecorder, Over, Stopped, printable},
 };
 
 /// Bytes read from a file at a time. A machine's connection holds one or two of them.
 const PIECE: usize = 128 * 1024;
+/// Characters of a file's name that go to logs and time lines.
+const MAX_NAME: usize = 100;
 
 /// What the routes need.
 pub(crate) struct BootFiles {
@@ -69,6 +72,15 @@ impl BootFiles {
         let state = smol::unblock(move || directory.boot_state(mac, uuid)).await;
         decide(state, self.unknown)
     }
+
+    fn told(&self, mac: MacAddress, decision: BootDecision) {
+        let boots = match decision {
+            BootDecision::Recovery => Decided::Recovery,
+            BootDecision::LocalDisk => Decided::LocalDisk,
+        };
+        let over = Over::Http;
+        self.recorder.record(mac, Fact::Told { over, boots });
+    }
 }
 
 #[derive(Deserialize)]
@@ -91,16 +103,7 @@ async fn send_script(
             };
             let uuid = query.uuid.and_then(|uuid| Uuid::parse_str(&uuid).ok());
             let decision = boot.decision(mac, uuid).await;
-            let what = match decision {
-                BootDecision::Recovery => "the recovery environment",
-                BootDecision::LocalDisk => "its local disk",
-            };
-            boot.recorder.record(
-                mac,
-                Stage::Http,
-                false,
-                format!("HTTP: asked what to boot: {what}"),
-            );
+            boot.told(mac, decision);
             script(decision, &base, mac, platform)
         }
         _ => chain_script(&base),
@@ -136,9 +139,7 @@ async fn send_loader(
     match boot.decision(machine, None).await {
         BootDecision::Recovery => send_named(boot, name, Some(machine), request).await,
         BootDecision::LocalDisk => {
-            let text = "HTTP: asked what to boot: its local disk (no loader is sent)";
-            boot.recorder
-                .record(machine, Stage::Http, false, text.into());
+            boot.told(machine, BootDecision::LocalDisk);
             (StatusCode::NOT_FOUND, "nothing to do for this machine\n").into_response()
         }
     }
@@ -181,14 +182,9 @@ async fn send_named(
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();
         }
         None => {
-            let wanted: String = name
-                .chars()
-                .filter(|letter| !letter.is_control())
-                .take(100)
-                .collect();
             if let Some(mac) = machine {
-                let text = format!("HTTP: asked for {wanted}, which is not here");
-                boot.recorder.record(mac, Stage::Http, false, text);
+                let (over, file) = (Over::Http, printable(&name, MAX_NAME));
+                boot.recorder.record(mac, Fact::NotHere { over, file });
             }
             return (StatusCode::NOT_FOUND, "no such boot file\n").into_response();
         }
@@ -224,10 +220,18 @@ async fn send_named(
     let body = if request.method() == Method::HEAD {
         Body::empty()
     } else {
+        let name = printable(&name, MAX_NAME);
+        if let Some(mac) = machine {
+            let (over, file, bytes) = (Over::Http, name.clone(), len);
+            let begun = Fact::FetchBegun { over, file, bytes };
+            boot.recorder.record(mac, begun);
+        }
         let report = Report {
             recorder: Arc::clone(&boot.recorder),
             machine,
             name,
+            started: Instant::now(),
+            part_of: part.map(|_| file.len),
             len,
             sent: 0,
         };
@@ -281,21 +285,38 @@ struct Report {
     recorder: Arc<FlightRecorder>,
     machine: Option<MacAddress>,
     name: String,
+    started: Instant,
+    /// The file's length, when a part was asked for.
+    part_of: Option<u64>,
     len: u64,
     sent: u64,
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
-        let (name, len, sent) = (&self.name, self.len, self.sent);
-        let text = if sent == len {
-            format!("HTTP: fetched {name}, {len} bytes")
+        let (over, file) = (Over::Http, std::mem::take(&mut self.name));
+        let milliseconds = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let fact = if self.sent == self.len {
+            Fact::Fetched {
+                over,
+                file,
+                bytes: self.len,
+                milliseconds,
+                part_of: self.part_of,
+            }
         } else {
-            format!("HTTP: stopped fetching {name} after {sent} of {len} bytes")
+            Fact::FetchStopped {
+                over,
+                file,
+                bytes: self.sent,
+                of: self.len,
+                milliseconds,
+                why: Stopped::Dropped,
+            }
         };
         match self.machine {
-            Some(mac) => self.recorder.record(mac, Stage::Http, sent != len, text),
-            None => log::info!("{text}"),
+            Some(mac) => self.recorder.record(mac, fact),
+            None => log::info!("{fact}"),
         }
     }
 }

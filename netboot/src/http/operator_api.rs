@@ -13,12 +13,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use backup::manifest::RestorePointId;
 use protocol::api::{self, Action, JobRequest, JobView, MachineView, RestorePointView};
+use protocol::dhcp::MacAddress;
 use protocol::job::JobKind;
-use serde::Serialize;
 
 use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_json};
-use crate::flight_recorder::Timeline;
+use crate::flight_recorder::MachineTimeline;
 use crate::jobs::JobRecord;
 
 /// The most bytes of a request for a job.
@@ -142,43 +142,23 @@ async fn cancel(
     Ok(Json(view.await?))
 }
 
-/// The time lines of a machine's network cards, and the same as text.
-#[derive(Serialize)]
-struct MachineTimeline {
-    machine: String,
-    name: String,
-    timelines: Vec<Timeline>,
-    text: String,
-}
-
 async fn timeline(
     State(recovery): Shared,
     PathParts(name): PathParts<String>,
-) -> Result<Response, Refusal> {
+) -> Result<Json<MachineTimeline>, Refusal> {
     // A machine that never reached the agent is the one whose time line is wanted most: it is
     // known to the recorder by its card alone.
     let (machine, called, macs) = match recovery.machines.resolve(&name) {
         Ok(machine) => (machine.id, machine.name, machine.inventory.identity.macs),
-        Err(error) => match name.parse::<protocol::dhcp::MacAddress>() {
+        Err(error) => match name.parse::<MacAddress>() {
             Ok(mac) => (String::new(), mac.to_string(), vec![mac.to_string()]),
             Err(_) => return Err(error.into()),
         },
     };
-    let timelines: Vec<_> = macs
-        .iter()
-        .filter_map(|mac| mac.parse().ok())
-        .map(|mac| recovery.recorder.timeline(mac))
-        .filter(|timeline| !timeline.events.is_empty())
-        .collect();
-    let text = timelines
-        .iter()
-        .map(|timeline| format!("{}\n{timeline}", timeline.mac))
-        .collect();
+    let macs: Vec<_> = macs.iter().filter_map(|mac| mac.parse().ok()).collect();
     Ok(Json(MachineTimeline {
         machine,
         name: called,
-        timelines,
-        text,
-    })
-    .into_response())
+        timeline: recovery.recorder.timeline(&macs),
+    }))
 }

@@ -28,7 +28,7 @@ use smol::{Async, Timer};
 use super::transfer::{Limits, Outcome, Outgoing, Transfer};
 use crate::{
     boot_catalogue::BootCatalogue,
-    flight_recorder::{FlightRecorder, Stage},
+    flight_recorder::{Fact, FlightRecorder, Over, Stopped, printable},
     sockets,
 };
 
@@ -39,6 +39,8 @@ const MAX_TRANSFERS: usize = 4096;
 const MAX_TRANSFERS_OF_ONE: usize = MAX_TRANSFERS / 4;
 /// Longest packet a client sends: requests are below 512 bytes (RFC 2347), ACKs have 4.
 const MAX_PACKET: usize = 2048;
+/// Characters of a file's name that go to logs and time lines.
+const MAX_NAME: usize = 100;
 
 /// What all transfers share.
 pub(crate) struct TftpServer {
@@ -183,11 +185,8 @@ impl TftpServer {
         };
         let machine = machine.or_else(|| self.recorder.machine_told(&name));
         let Some(file) = self.catalogue.find(&name) else {
-            self.note(
-                machine,
-                false,
-                format!("TFTP: asked for {}, which is not here", printable(&name)),
-            );
+            let (over, file) = (Over::Tftp, printable(&name, MAX_NAME));
+            self.note(machine, Fact::NotHere { over, file });
             return Err(Refusal(ErrorCode::FileNotFound, "no such boot file".into()));
         };
         let problem = |error: io::Error| Refusal(ErrorCode::Other, error.to_string());
@@ -195,6 +194,9 @@ impl TftpServer {
         // The content may be newer than the table: what is sent has the length that is open.
         let len = content.metadata().map_err(problem)?.len();
         let transfer = Transfer::new(request, len, self.limits, Instant::now());
+        let (over, file) = (Over::Tftp, printable(&name, MAX_NAME));
+        let bytes = len;
+        self.note(machine, Fact::FetchBegun { over, file, bytes });
         let server = Arc::clone(self);
         let job = Job {
             transfer,
@@ -207,7 +209,7 @@ impl TftpServer {
         let task = async move {
             let started = Instant::now();
             if let Some(result) = job.drive().await {
-                server.report(machine, &printable(&name), len, started, result);
+                server.report(machine, printable(&name, MAX_NAME), len, started, result);
             }
             drop(place);
         };
@@ -218,39 +220,50 @@ impl TftpServer {
     fn report(
         &self,
         machine: Option<MacAddress>,
-        name: &str,
+        file: String,
         len: u64,
         started: Instant,
         result: io::Result<(Outcome, u64)>,
     ) {
-        let seconds = started.elapsed().as_secs_f64();
-        let (trouble, text) = match result {
-            Ok((Outcome::Complete | Outcome::CompleteUnconfirmed, _)) => (
-                false,
-                format!("TFTP: fetched {name}, {len} bytes in {seconds:.1} s"),
-            ),
-            Ok((Outcome::Probe, _)) => (false, format!("TFTP: asked for the size of {name}")),
-            Ok((Outcome::ClientError { code, message }, bytes)) => (
-                true,
-                format!(
-                    "TFTP: ended {name} after {bytes} of {len} bytes with error {}: {}",
-                    code.to_u16(),
-                    printable(&message)
-                ),
-            ),
-            Ok((Outcome::GaveUp, bytes)) => (
-                true,
-                format!("TFTP: fell silent after {bytes} of {len} bytes of {name}"),
-            ),
-            Err(error) => (true, format!("TFTP: {name} could not be sent: {error}")),
+        let over = Over::Tftp;
+        let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let stopped = |file, bytes, why| Fact::FetchStopped {
+            over,
+            file,
+            bytes,
+            of: len,
+            milliseconds,
+            why,
         };
-        self.note(machine, trouble, text);
+        let fact = match result {
+            Ok((Outcome::Complete | Outcome::CompleteUnconfirmed, _)) => Fact::Fetched {
+                over,
+                file,
+                bytes: len,
+                milliseconds,
+                part_of: None,
+            },
+            Ok((Outcome::Probe, _)) => Fact::Probed { file, bytes: len },
+            Ok((Outcome::ClientError { code, message }, bytes)) => {
+                let (code, message) = (code.to_u16(), printable(&message, 100));
+                stopped(file, bytes, Stopped::ByClient { code, message })
+            }
+            Ok((Outcome::GaveUp, bytes)) => {
+                stopped(file, bytes, Stopped::Silent { block_size: None })
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                stopped(file, 0, Stopped::ByServer { reason })
+            }
+        };
+        self.note(machine, fact);
     }
 
-    fn note(&self, machine: Option<MacAddress>, trouble: bool, text: String) {
+    fn note(&self, machine: Option<MacAddress>, fact: Fact) {
         match machine {
-            Some(mac) => self.recorder.record(mac, Stage::Tftp, trouble, text),
-            None => log::info!("{text}"),
+            Some(mac) => self.recorder.record(mac, fact),
+            None if matches!(fact, Fact::FetchBegun { .. }) => {}
+            None => log::info!("{fact}"),
         }
     }
 }
@@ -374,14 +387,6 @@ impl Job {
         }
         Ok(())
     }
-}
-
-/// A client's text, cut and freed of control characters: it goes to terminals.
-fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|letter| !letter.is_control())
-        .take(100)
-        .collect()
 }
 
 #[cfg(test)]

@@ -114,8 +114,9 @@ fn boot(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Vec<DhcpSightin
 
 /// Milliseconds from the last lease to the first HTTP request in a machine's time line.
 fn script_after_lease(timeline: &serde_json::Value) -> anyhow::Result<u64> {
-    let events = timeline
-        .pointer("/timelines/0/events")
+    let boots = timeline["boots"].as_array();
+    let events = boots
+        .and_then(|boots| boots.last()?.get("events"))
         .and_then(|events| events.as_array())
         .context("the server's time line has no events")?;
     let at = |event: &serde_json::Value| event["at"].as_u64().context("an event without a time");
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_wait_for_the_script_counts_from_the_last_lease_before_it() {
-        let timeline = json!({ "timelines": [{ "events": [
+        let timeline = json!({ "boots": [{ "events": [
             { "at": 1000, "stage": "dhcp" },
             { "at": 4000, "stage": "dhcp" },
             { "at": 4060, "stage": "http" },
@@ -270,6 +271,6 @@ mod tests {
             { "at": 9900, "stage": "http" },
         ] }] });
         assert_eq!(script_after_lease(&timeline).unwrap(), 60);
-        assert!(script_after_lease(&json!({ "timelines": [] })).is_err());
+        assert!(script_after_lease(&json!({ "boots": [] })).is_err());
     }
 }

@@ -258,7 +258,7 @@ fn a_declined_address_is_given_to_nobody_for_an_hour() {
     let reaction = react(&mut server, &decline, START);
     assert_eq!(reaction.reply, None);
     assert_eq!(reaction.changed[0].state, LeaseState::Declined);
-    assert!(reaction.notes[0].trouble);
+    assert_eq!(reaction.notes[0].fact, Fact::Declined { address: bad });
     let next = bind(&mut server, client(1), START);
     assert_ne!(next, bad);
     let other = request(client(2), MessageType::Discover);
@@ -315,10 +315,8 @@ fn an_exhausted_pool_is_silent_and_says_so_to_the_recorder() {
         START,
     );
     assert_eq!(reaction.reply, None);
-    assert_eq!(
-        reaction.notes[0].text,
-        "got no address: the pool of 10.77.0.0/24 is exhausted"
-    );
+    let network = "10.77.0.0/24".to_owned();
+    assert_eq!(reaction.notes[0].fact, Fact::PoolExhausted { network });
     assert_eq!(
         bind(&mut server, client(3), START.after(3600)),
         address(100)
@@ -457,7 +455,8 @@ fn a_link_without_a_subnet_is_told_to_the_recorder() {
     );
     let reaction = react(&mut server, &message, START);
     assert_eq!(reaction.reply, None);
-    assert!(reaction.notes[0].trouble && reaction.notes[0].text.contains("192.168.5.0"));
+    let link = Ipv4Addr::new(192, 168, 5, 0);
+    assert_eq!(reaction.notes[0].fact, Fact::NoSubnet { link });
 }
 
 #[test]
@@ -489,10 +488,12 @@ fn an_architecture_that_nothing_serves_gets_an_address_and_a_sentence() {
     discover.options.set(code::CLIENT_ARCHITECTURE, [0, 6]);
     let reaction = react(&mut server, &discover, START);
     assert!(answer(&reaction).options.get(code::BOOT_FILE).is_none());
-    let trouble: Vec<_> = reaction.notes.iter().filter(|note| note.trouble).collect();
+    let trouble = reaction.notes.iter().find(|note| note.fact.trouble());
     assert_eq!(
-        trouble[0].text,
-        "the firmware asked for architecture 6 (UEFI IA32) and nothing here serves that"
+        trouble.map(|note| note.fact.to_string()).as_deref(),
+        Some(
+            "DHCP: the firmware asked for architecture 6 (UEFI IA32) and nothing here serves that"
+        )
     );
 }
 
