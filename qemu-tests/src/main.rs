@@ -2,6 +2,7 @@
 //!
 //! Not here: anything that the product does itself. The lab runs the real programs as processes.
 
+mod bench;
 mod lab;
 mod report;
 mod scenarios;
@@ -71,6 +72,15 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
     },
+    /// Measure the product beside its peers; `scripts/bench` fetches those.
+    Bench {
+        /// Which bench.
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(bench::ALL.iter().map(bench::Bench::value)))]
+        name: String,
+        /// One JSON line for each row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Build the source machine now, and say where its disk is.
     SourceDisk,
     /// Show a whole restore, from the backup to the login prompt.
@@ -137,6 +147,16 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             } else {
                 ExitCode::SUCCESS
             })
+        }
+        Command::Bench { name, json } => {
+            let bench = bench::find(&name).context("no bench of that name")?;
+            let settings = settings(cli.places)?;
+            let mut report = bench::Report::new(json);
+            let ran = (bench.run)(&settings, &mut report);
+            // What was measured before something went wrong is true all the same.
+            report.finish();
+            ran.with_context(|| format!("the bench {name} cannot be run here"))?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Demo { firmware, all } => {
             let settings = settings(cli.places)?;
