@@ -4,9 +4,11 @@
 //! stands dnsmasq. What the firmware makes impossible is played once, too: then the machine must not
 //! beacon, and the flight recorder has to say why. Not here: what a machine does after its beacon.
 
+mod stages;
 mod table;
 mod world;
 
+use stages::Stages;
 pub(super) use table::SCENARIOS;
 
 use anyhow::{Context, bail, ensure};
@@ -22,6 +24,9 @@ use world::World;
 
 /// From power-on until a machine that cannot boot has been diagnosed, under emulation.
 const DIAGNOSIS_SECONDS: u64 = 300;
+/// What OVMF says on the console about a loader with no signature that it trusts (`EFI_ACCESS_DENIED`, or
+/// `EFI_SECURITY_VIOLATION` in the UEFI specification's "LoadImage").
+const REFUSAL: &str = "Access Denied";
 /// How often the server is asked for a diagnosis.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -65,12 +70,21 @@ enum End {
 
 /// One line of the table.
 #[derive(Debug, Clone, Copy)]
-struct BootPath {
+pub(crate) struct BootPath {
+    /// Name of the scenario.
+    pub(crate) name: &'static str,
+    /// What it proves, in one line.
+    about: &'static str,
+    /// Whether it is played only when it is named or all are asked for.
+    long: bool,
     firmware: MachineFirmware,
     addresses: Addresses,
     /// Keys of the server's `[boot]` beside the usual ones.
     keys: &'static [(&'static str, &'static str)],
     image: Image,
+    /// How many loaders the firmware refuses before the last power-on. It does not try again by itself, so
+    /// somebody switches the machine off and on each time.
+    refusals: usize,
     /// What the machine has to ask for on the wire, in this order.
     asks_for: &'static [&'static str],
     /// What the server's time line has to say, in this order.
@@ -78,8 +92,15 @@ struct BootPath {
     end: End,
 }
 
-fn play(stage: &Stage<'_>, path: &BootPath) -> anyhow::Result<()> {
-    let mut world = World::open(stage, path)?;
+fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
+    let path = table::find(stage.name()).context("this scenario is not in the table")?;
+    let world = World::open(stage, path)?;
+    for _ in 0..path.refusals {
+        let mut guest = world.switch_on()?;
+        wait_for_refusal(&mut guest)?;
+        stage.say("the firmware refused what it was given; the machine is switched off and on");
+        guest.cut_power();
+    }
     stage.say("the machine is switched on");
     let powered_at = SystemTime::now();
     let mut guest = world.switch_on()?;
@@ -105,6 +126,12 @@ fn play(stage: &Stage<'_>, path: &BootPath) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits until the firmware itself says that it does not start what it has fetched.
+fn wait_for_refusal(guest: &mut Guest) -> anyhow::Result<()> {
+    guest.wait_for(REFUSAL, Deadline::seconds(DIAGNOSIS_SECONDS))?;
+    Ok(())
+}
+
 /// Waits until the server says why the machine does not come; meanwhile it must not come.
 fn wait_for_diagnosis(world: &World<'_>, guest: &mut Guest, words: &[&str]) -> anyhow::Result<()> {
     let deadline = Deadline::seconds(DIAGNOSIS_SECONDS);
@@ -123,7 +150,7 @@ fn wait_for_diagnosis(world: &World<'_>, guest: &mut Guest, words: &[&str]) -> a
         }
         // Before its first packet the server does not know the machine.
         let timeline = world.site.server.timeline(&mac).unwrap_or_default();
-        if let Some(diagnosis) = timeline["timelines"][0]["diagnosis"].as_str() {
+        if let Some(diagnosis) = timeline["diagnosis"]["sentence"].as_str() {
             said = diagnosis.to_owned();
         }
     }
@@ -145,10 +172,12 @@ fn check_requests(traffic: &Traffic, expected: &[&str]) -> anyhow::Result<()> {
 
 fn check_time_line(world: &World<'_>, expected: &[&str]) -> anyhow::Result<()> {
     let timeline = world.site.server.timeline(&world.machine.mac())?;
-    let events = timeline["timelines"][0]["events"].as_array();
-    let texts: Vec<&str> = events
+    let boots = timeline["boots"].as_array();
+    let texts: Vec<&str> = boots
         .context("the server has no time line of the machine")?
         .iter()
+        .filter_map(|boot| boot["events"].as_array())
+        .flatten()
         .filter_map(|event| event["text"].as_str())
         .collect();
     let mut rest = texts.iter();
@@ -167,77 +196,4 @@ fn summary(traffic: &Traffic) -> String {
     let mut asked: Vec<&str> = traffic.requests.iter().map(|one| &*one.what).collect();
     asked.dedup();
     asked.join(", ")
-}
-
-/// How long the parts of a boot took, seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Stages {
-    /// Power-on to the firmware's first DHCP message.
-    pub(crate) firmware: f64,
-    /// From there to the first request for a file.
-    pub(crate) dhcp: f64,
-    /// From there to the request for the kernel, or the end of the image that has it inside.
-    pub(crate) loader: f64,
-    /// From there to the last byte of the boot files.
-    pub(crate) files: f64,
-    /// From there until the agent asks for an address.
-    pub(crate) kernel: f64,
-    /// From there to the agent's beacon.
-    pub(crate) agent: f64,
-}
-
-impl Stages {
-    /// Reads the stages off a cable.
-    pub(crate) fn of(powered_at: SystemTime, traffic: &Traffic) -> anyhow::Result<Self> {
-        use crate::lab::traffic::Protocol::{Dhcp, Http, Tftp};
-        let first_of = |protocols: &[_]| {
-            let found = traffic
-                .requests
-                .iter()
-                .find(|one| protocols.contains(&one.protocol));
-            found.map(|one| one.at)
-        };
-        let dhcp_at = first_of(&[Dhcp]).context("no DHCP on the wire")?;
-        let file_at = first_of(&[Tftp, Http]).context("no file was asked for")?;
-        let done_at = traffic.files_done_at.context("no file was fetched")?;
-        let system_at = traffic
-            .system_at
-            .context("no system asked for an address")?;
-        let beacon_at = traffic
-            .first(api::BEACON)
-            .context("no beacon on the wire")?;
-        let kernel_at = traffic.first("vmlinuz").unwrap_or(done_at);
-        let between = |from: SystemTime, to: SystemTime| {
-            to.duration_since(from).unwrap_or_default().as_secs_f64()
-        };
-        Ok(Self {
-            firmware: between(powered_at, dhcp_at),
-            dhcp: between(dhcp_at, file_at),
-            loader: between(file_at, kernel_at),
-            files: between(kernel_at, done_at),
-            kernel: between(done_at, system_at),
-            agent: between(system_at, beacon_at),
-        })
-    }
-
-    /// Power-on to beacon, seconds.
-    pub(crate) fn total(&self) -> f64 {
-        self.firmware + self.dhcp + self.loader + self.files + self.kernel + self.agent
-    }
-}
-
-impl std::fmt::Display for Stages {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{:.1} s after power-on: firmware {:.1}, DHCP {:.1}, loader {:.1}, files {:.1}, kernel {:.1}, agent {:.1}",
-            self.total(),
-            self.firmware,
-            self.dhcp,
-            self.loader,
-            self.files,
-            self.kernel,
-            self.agent
-        )
-    }
 }

@@ -71,6 +71,11 @@ impl<'a> Stage<'a> {
         })
     }
 
+    /// The scenario's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Where logs and captures go.
     pub(crate) fn logs(&self) -> &Path {
         &self.logs

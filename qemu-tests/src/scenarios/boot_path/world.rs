@@ -32,8 +32,42 @@ const PASSPHRASE: &str = "pass:snakeoil";
 pub(super) struct Wire {
     capture: BridgeCapture,
     tap: Tap,
-    _dnsmasq: Option<Dnsmasq>,
-    _bridge: Bridge,
+    dnsmasq: Option<Dnsmasq>,
+    bridge: Bridge,
+}
+
+impl Wire {
+    /// A bridge with a cable for one machine, and dnsmasq if it has something to say.
+    pub(super) fn lay(stage: &Stage<'_>, advice: Option<&BootAdvice>) -> anyhow::Result<Self> {
+        let mut bridge = Bridge::up().map_err(skip_without_namespaces)?;
+        let tap = bridge.add_tap()?;
+        let capture = BridgeCapture::start_on_tap(&tap, &stage.logs().join("machine.pcap"))?;
+        let dnsmasq = advice
+            .map(|advice| Dnsmasq::start(&mut bridge, stage.logs(), advice))
+            .transpose()
+            .map_err(skip_without_dnsmasq)?;
+        Ok(Self {
+            capture,
+            tap,
+            dnsmasq,
+            bridge,
+        })
+    }
+
+    /// Switches a machine on at its end of the cable.
+    pub(super) fn switch_on(&self, stage: &Stage<'_>, machine: &Machine) -> anyhow::Result<Guest> {
+        machine.switch_on_with(stage, Some(Attachment::Tap(self.tap.clone())), "boot")
+    }
+
+    /// What the cable carried so far.
+    pub(super) fn traffic(&self) -> Traffic {
+        self.capture.traffic()
+    }
+}
+
+/// The machine of a path, off.
+pub(super) fn machine(stage: &Stage<'_>, path: &BootPath) -> anyhow::Result<Machine> {
+    Machine::bare_with(stage, |folder| firmware(path.firmware, folder))
 }
 
 /// Everything in its place, the machine off.
@@ -46,12 +80,9 @@ pub(super) struct World<'a> {
 impl<'a> World<'a> {
     pub(super) fn open(stage: &'a Stage<'a>, path: &BootPath) -> anyhow::Result<Self> {
         let program = stage.program("netboot")?;
-        let machine = Machine::bare_with(stage, |folder| firmware(path.firmware, folder))?;
+        let machine = machine(stage, path)?;
         let boot_files = boot_files(stage, path)?;
-        let mut bridge = Bridge::up().map_err(skip_without_namespaces)?;
-        let tap = bridge.add_tap()?;
-        let capture = BridgeCapture::start_on_tap(&tap, &stage.logs().join("machine.pcap"))?;
-        let dnsmasq = match path.addresses {
+        let advice = match path.addresses {
             Addresses::Ours => None,
             Addresses::Dnsmasq => Some(BootAdvice::default()),
             Addresses::DnsmasqNamingUs => Some(BootAdvice {
@@ -59,24 +90,15 @@ impl<'a> World<'a> {
                 ..BootAdvice::default()
             }),
         };
-        let dnsmasq = dnsmasq
-            .map(|advice| Dnsmasq::start(&mut bridge, stage.logs(), &advice))
-            .transpose()
-            .map_err(skip_without_dnsmasq)?;
+        let wire = Wire::lay(stage, advice.as_ref())?;
 
         let data_dir = stage.disks().join("server");
-        let place = bridge.place();
+        let place = wire.bridge.place();
         let mut config =
             ServerConfig::on_bridge(&program, &data_dir, &boot_files, stage.logs(), place);
-        config.beside_another = dnsmasq.is_some();
+        config.beside_another = wire.dnsmasq.is_some();
         config.boot_keys = path.keys.to_vec();
         let server = Server::start(config)?;
-        let wire = Wire {
-            capture,
-            tap,
-            _dnsmasq: dnsmasq,
-            _bridge: bridge,
-        };
         Ok(Self {
             stage,
             site: Site::on(stage, server, wire),
@@ -84,13 +106,12 @@ impl<'a> World<'a> {
         })
     }
 
-    pub(super) fn switch_on(&mut self) -> anyhow::Result<Guest> {
-        let cable = Attachment::Tap(self.site.link.tap.clone());
-        self.machine.switch_on_with(self.stage, Some(cable), "boot")
+    pub(super) fn switch_on(&self) -> anyhow::Result<Guest> {
+        self.site.link.switch_on(self.stage, &self.machine)
     }
 
     pub(super) fn traffic(&self) -> Traffic {
-        self.site.link.capture.traffic()
+        self.site.link.traffic()
     }
 
     pub(super) fn what_was_asked(&self) -> String {
