@@ -6,6 +6,7 @@
 //! Not here: limits that a figure has to keep; tests are not timed (they would fail on a busy computer).
 //! `scripts/bench` installs what a bench needs and calls this.
 
+mod boot;
 mod cpu;
 mod peers;
 mod tftp;
@@ -37,11 +38,18 @@ impl Bench {
 }
 
 /// Every bench.
-pub(crate) const ALL: [Bench; 1] = [Bench {
-    name: "tftp",
-    about: "speed and processor time of TFTP beside tftpd-hpa, atftpd and dnsmasq",
-    run: tftp::run,
-}];
+pub(crate) const ALL: [Bench; 2] = [
+    Bench {
+        name: "tftp",
+        about: "speed and processor time of TFTP beside tftpd-hpa, atftpd and dnsmasq",
+        run: tftp::run,
+    },
+    Bench {
+        name: "boot",
+        about: "power-on to beacon for each firmware, in parts, beside dnsmasq alone",
+        run: boot::run,
+    },
+];
 
 /// The bench of a name.
 pub(crate) fn find(name: &str) -> Option<&'static Bench> {

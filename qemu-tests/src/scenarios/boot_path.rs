@@ -4,11 +4,14 @@
 //! stands dnsmasq. What the firmware makes impossible is played once, too: then the machine must not
 //! beacon, and the flight recorder has to say why. Not here: what a machine does after its beacon.
 
+mod measure;
 mod stages;
 mod table;
 mod world;
 
+pub(crate) use measure::{Measured, dnsmasq_alone, with_our_server};
 use stages::Stages;
+pub(crate) use table::PATHS;
 pub(super) use table::SCENARIOS;
 
 use anyhow::{Context, bail, ensure};
@@ -90,6 +93,13 @@ pub(crate) struct BootPath {
     /// What the server's time line has to say, in this order.
     recorded: &'static [&'static str],
     end: End,
+}
+
+impl BootPath {
+    /// Whether the machine comes as far as its agent.
+    pub(crate) fn ends_with_beacon(&self) -> bool {
+        matches!(self.end, End::Beacon)
+    }
 }
 
 fn play(stage: &Stage<'_>) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@
 //! They are the edge of the program, hence `anyhow`.
 
 mod beacon_time;
-mod boot_path;
+pub(crate) mod boot_path;
 mod compare;
 mod drivers;
 mod flipped_bit;
@@ -20,6 +20,7 @@ mod source_boots;
 mod stage;
 
 pub(crate) use restore::demonstrate;
+pub(crate) use site::copy_folder;
 pub(crate) use stage::{Settings, Stage};
 
 use thiserror::Error;

@@ -289,7 +289,7 @@ impl<'a, L> Site<'a, L> {
 }
 
 /// Copies a folder with everything in it.
-pub(super) fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
+pub(crate) fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
     tool::run(
         Command::new("cp")
             .args(["-a", "--reflink=auto", "--sparse=always"])
