@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::architecture::Architecture;
 use crate::elf::{self, ElfError};
 use crate::tree::{Node, Tree};
 
@@ -12,17 +13,19 @@ use crate::tree::{Node, Tree};
 pub(crate) enum AgentError {
     /// It could not be read.
     #[error(
-        "{path}: cannot read the agent. Build it with `cargo build --release -p agent --target \
-         x86_64-unknown-linux-musl`"
+        "{path}: cannot read the agent. Build it with `cargo build --release -p agent --target {}`",
+        .architecture.agent_target()
     )]
     Read {
+        /// What it should be built for.
+        architecture: Architecture,
         /// Where it was looked for.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
     /// It is no program for this machine type.
-    #[error("{path}: the agent is no x86-64 program")]
+    #[error("{path}: the agent is no program for the wanted processor")]
     Elf {
         /// Which file.
         path: PathBuf,
@@ -32,9 +35,12 @@ pub(crate) enum AgentError {
     /// It needs libraries.
     #[error(
         "{path}: the agent needs {needs} and would not start as /init; expected a static program. Build \
-         it with `--target x86_64-unknown-linux-musl`"
+         it with `--target {}`",
+        .architecture.agent_target()
     )]
     Dynamic {
+        /// What it should be built for.
+        architecture: Architecture,
         /// Which file.
         path: PathBuf,
         /// Its loader and libraries.
@@ -46,12 +52,13 @@ pub(crate) enum AgentError {
 ///
 /// # Errors
 /// [`AgentError`].
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, AgentError> {
+pub(crate) fn read(path: &Path, architecture: Architecture) -> Result<Vec<u8>, AgentError> {
     let data = fs::read(path).map_err(|source| AgentError::Read {
+        architecture,
         path: path.to_owned(),
         source,
     })?;
-    let linkage = elf::linkage(&data).map_err(|source| AgentError::Elf {
+    let linkage = elf::linkage(&data, architecture).map_err(|source| AgentError::Elf {
         path: path.to_owned(),
         source,
     })?;
@@ -62,6 +69,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, AgentError> {
         .collect();
     if !needs.is_empty() {
         return Err(AgentError::Dynamic {
+            architecture,
             path: path.to_owned(),
             needs: needs.join(", "),
         });
@@ -115,12 +123,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent");
         fs::write(&path, fake_elf(Some("/lib/ld.so"), &["libc.so.6"], &[])).unwrap();
-        let error = read(&path).unwrap_err().to_string();
+        let error = read(&path, Architecture::X64).unwrap_err().to_string();
         assert!(error.contains("/lib/ld.so, libc.so.6"), "{error}");
         fs::write(&path, fake_elf(None, &[], &[])).unwrap();
-        read(&path).unwrap();
+        read(&path, Architecture::X64).unwrap();
         fs::write(&path, b"#!/bin/sh").unwrap();
-        assert!(matches!(read(&path), Err(AgentError::Elf { .. })));
+        assert!(matches!(
+            read(&path, Architecture::X64),
+            Err(AgentError::Elf { .. })
+        ));
     }
 
     #[test]

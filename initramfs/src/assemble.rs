@@ -3,25 +3,29 @@
 //! What fails early and cheaply comes first: the output directory, the agent, the loaders; then packages,
 //! and compression last.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::agent::{self, AgentError};
+use crate::architecture::Architecture;
 use crate::archive::{self, ArchiveError};
-use crate::base_modules::{GROUPS, RUNTIME_NEEDS};
-use crate::boot_loaders::{self, LOADERS, LoaderError};
+use crate::base_modules::{RUNTIME_NEEDS, groups};
+use crate::boot_loaders::{self, LoaderError, LoaderFile};
 use crate::kernel::{Kernel, KernelError};
-use crate::manifest::{self, AgentEntry, FileEntry, KernelEntry, Manifest, PartEntry};
+use crate::manifest::{
+    self, AgentEntry, FileEntry, KernelEntry, LoaderEntry, Manifest, PartEntry, UnifiedEntry,
+};
 use crate::modules::{ModuleError, ModuleFiles};
-use crate::output::{self, OutputError};
+use crate::output::{self, Names, OutputError};
 use crate::packages::Packages;
+use crate::signing::{Signer, SigningError};
 use crate::tools::{self, ToolError};
-
-/// What a machine with virtio devices may fetch in all before the agent runs: 25 MB.
-pub(crate) const BUDGET_BYTES: u64 = 25_000_000;
+use crate::unified::{self, Contents, UnifiedError};
 
 /// What to build from, and where to.
 #[derive(Debug)]
 pub(crate) struct Inputs {
+    /// The machines' processor.
+    pub(crate) architecture: Architecture,
     /// The static agent.
     pub(crate) agent: PathBuf,
     /// The directory for the set.
@@ -30,8 +34,14 @@ pub(crate) struct Inputs {
     pub(crate) kernel: Option<(PathBuf, PathBuf)>,
     /// A directory of `.deb` files in the place of apt.
     pub(crate) packages: Option<PathBuf>,
-    /// A directory with the boot loaders in the place of the package.
+    /// A directory with boot loaders that win over the packages'.
     pub(crate) loaders: Option<PathBuf>,
+    /// The EFI stub of the unified kernel image; nothing for the distribution's.
+    pub(crate) stub: Option<PathBuf>,
+    /// The kernel command line of the unified kernel image.
+    pub(crate) command_line: String,
+    /// Who signs the unified kernel image.
+    pub(crate) signer: Option<Signer>,
     /// Where fetched, unpacked and compressed files are kept.
     pub(crate) cache: PathBuf,
     /// Whether modules of the base set may be absent from the kernel.
@@ -56,6 +66,12 @@ pub(crate) enum AssembleError {
     /// The boot loaders.
     #[error(transparent)]
     Loaders(#[from] LoaderError),
+    /// The unified kernel image.
+    #[error(transparent)]
+    Unified(#[from] UnifiedError),
+    /// Its signature.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
     /// The cache directory.
     #[error("{path}: cannot use the directory as cache; --cache names another one")]
     Cache {
@@ -80,37 +96,39 @@ pub(crate) enum AssembleError {
 /// # Errors
 /// [`AssembleError`]; the output directory is as it was then.
 pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, AssembleError> {
-    let mut names = vec!["vmlinuz", "initramfs", "manifest.json"];
-    names.extend(LOADERS);
+    let architecture = inputs.architecture;
+    let names = Names {
+        replaced: architecture.boot_files(),
+        kept: Architecture::ALL
+            .into_iter()
+            .filter(|other| *other != architecture)
+            .flat_map(Architecture::boot_files)
+            .collect(),
+    };
     output::check(&inputs.output, &names)?;
-    let agent = agent::read(&inputs.agent)?;
-    let given_loaders = inputs
-        .loaders
-        .as_deref()
-        .map(boot_loaders::from_directory)
-        .transpose()?;
+    let agent = agent::read(&inputs.agent, architecture)?;
+    if let Some(directory) = &inputs.loaders {
+        boot_loaders::check(directory, architecture)?;
+    }
 
-    let cache_error = |source| AssembleError::Cache {
-        path: inputs.cache.clone(),
-        source,
-    };
-    std::fs::create_dir_all(&inputs.cache).map_err(cache_error)?;
-    // Programs are run in other directories, so the paths given to them must not depend on that.
-    let cache = inputs.cache.canonicalize().map_err(cache_error)?;
-    let mut packages = Packages::new(inputs.packages.clone(), cache.clone(), progress);
+    let cache = usable_cache(&inputs.cache)?;
+    let mut packages = Packages::new(
+        architecture,
+        inputs.packages.clone(),
+        cache.clone(),
+        progress,
+    );
     let kernel = match &inputs.kernel {
-        Some((image, modules)) => Kernel::from_files(image, modules)?,
-        None => Kernel::from_packages(&mut packages)?,
+        Some((image, modules)) => Kernel::from_files(architecture, image, modules)?,
+        None => Kernel::from_packages(architecture, &mut packages)?,
     };
-    let (tool_tree, tool_files) = tools::from_packages(&mut packages)?;
-    let loaders = match given_loaders {
-        Some(loaders) => loaders,
-        None => boot_loaders::from_packages(&mut packages)?,
-    };
+    let (tool_tree, tool_files) = tools::from_packages(&mut packages, architecture)?;
+    let loaders = boot_loaders::gather(inputs.loaders.as_deref(), &mut packages, architecture)?;
+    let stub = unified::stub(inputs.stub.as_ref(), &mut packages, architecture)?;
 
     progress(&format!("choosing modules of kernel {}", kernel.version));
-    let selection = ModuleFiles::scan(&kernel.version, &kernel.modules)?.select(
-        GROUPS,
+    let selection = ModuleFiles::scan(architecture, &kernel.version, &kernel.modules)?.select(
+        &groups(architecture),
         RUNTIME_NEEDS,
         inputs.allow_missing,
     )?;
@@ -119,11 +137,17 @@ pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, 
     }
 
     let mut manifest = Manifest::new(
+        architecture,
         KernelEntry {
             version: kernel.version.clone(),
             package: kernel.package.clone(),
         },
         AgentEntry::of(&agent),
+        UnifiedEntry {
+            name: architecture.unified_image(),
+            command_line: inputs.command_line.clone(),
+            stub_package: stub.package.clone(),
+        },
     );
     manifest.modules = manifest::module_entries(&selection);
     let trees = [
@@ -158,37 +182,89 @@ pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, 
     manifest.modules_built_in = selection.built_in;
     manifest.modules_not_in_this_kernel = selection.absent;
     manifest.tools = manifest::tool_entries(tool_files);
-    manifest.boot_loaders_package = loaders.package;
 
-    let mut files: Vec<(&str, &[u8])> = vec![("vmlinuz", &kernel.image), ("initramfs", &initramfs)];
+    let mut image = unified::image(
+        &stub,
+        architecture,
+        &Contents {
+            kernel: &kernel.image,
+            version: &kernel.version,
+            initramfs: &initramfs,
+            command_line: &inputs.command_line,
+        },
+    )?;
+    if let Some(signer) = &inputs.signer {
+        progress(&format!("signing {}", architecture.unified_image()));
+        image = signer.sign(&image, &cache)?;
+    }
+
+    let path = |name: &str| format!("{}{name}", architecture.directory());
+    let mut files: Vec<(String, &[u8])> = vec![
+        (path("vmlinuz"), &kernel.image),
+        (path("initramfs"), &initramfs),
+    ];
     files.extend(
         loaders
-            .files
             .iter()
-            .map(|(name, data)| (*name, data.as_slice())),
+            .map(|loader| (loader.name.to_owned(), loader.data.as_slice())),
     );
+    manifest.boot_loaders = loaders.iter().map(loader_entry).collect();
     manifest.files = files
         .iter()
         .map(|(name, content)| FileEntry::of(name, content))
         .collect();
     let text = manifest.to_json()?;
-    files.push(("manifest.json", text.as_bytes()));
+    files.push((path("manifest.json"), text.as_bytes()));
+    files.push((architecture.unified_image().to_owned(), &image));
     progress(&format!("writing {}", inputs.output.display()));
-    output::replace(&inputs.output, &files)?;
+    let files: Vec<(&str, &[u8])> = files
+        .iter()
+        .map(|(name, content)| (name.as_str(), *content))
+        .collect();
+    output::replace(&inputs.output, &files, &names.kept)?;
     Ok(manifest)
 }
 
-/// What one machine fetches at most: kernel, initramfs, and the larger of the loaders that the server
-/// gives out by itself.
+/// `path` as a directory that exists; absolute, because programs are run in other directories.
+///
+/// # Errors
+/// [`AssembleError::Cache`].
+pub(crate) fn usable_cache(path: &Path) -> Result<PathBuf, AssembleError> {
+    let cache = std::fs::create_dir_all(path).and_then(|()| path.canonicalize());
+    cache.map_err(|source| AssembleError::Cache {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn loader_entry(loader: &LoaderFile) -> LoaderEntry {
+    LoaderEntry {
+        name: loader.name,
+        package: loader.package.clone(),
+    }
+}
+
+/// What one machine fetches at most: kernel, initramfs, and the loaders of the longest chain that the
+/// server gives out by itself.
 pub(crate) fn fetched_bytes(manifest: &Manifest) -> u64 {
-    let size = |name: &str| {
+    let size = |wanted: &[&str]| -> u64 {
         manifest
             .files
             .iter()
-            .find(|file| file.name == name)
-            .map_or(0, |file| file.bytes)
+            .filter(|file| {
+                let name = file.name.rsplit('/').next().unwrap_or_default();
+                wanted.contains(&name)
+            })
+            .map(|file| file.bytes)
+            .sum()
     };
-    size("vmlinuz") + size("initramfs") + size("undionly.kpxe").max(size("snponly.efi"))
+    let chains = [
+        size(&["undionly.kpxe"]),
+        size(&["snponly.efi"]),
+        size(&["shimx64.efi", "grubx64.efi"]),
+        size(&["shimaa64.efi", "grubaa64.efi"]),
+    ];
+    size(&["vmlinuz", "initramfs"]) + chains.into_iter().max().unwrap_or_default()
 }
 
 /// `bytes` in millions.

@@ -8,6 +8,8 @@ use super::*;
 use crate::cpio;
 use crate::elf::tests::fake_elf;
 use crate::kernel::tests::fake_image;
+use crate::pe;
+use crate::pe::tests::fake_program;
 use crate::tree::Node;
 
 const KERNEL: &str = "6.1.0-fake";
@@ -60,17 +62,24 @@ fn inputs(root: &Path) -> Inputs {
         ("lib64/ld-linux-x86-64.so.2", library),
     ];
     package(&debs, "libc6", "", &libc);
-    let loaders = LOADERS.map(|name| (format!("usr/lib/ipxe/{name}"), name.as_bytes().to_vec()));
-    let loaders: Vec<(&str, Vec<u8>)> = loaders
-        .iter()
-        .map(|(path, data)| (path.as_str(), data.clone()))
-        .collect();
-    package(&debs, "ipxe", "", &loaders);
+    let loaders = Architecture::X64.loaders();
+    for name in ["ipxe", "shim-signed", "grub-efi-amd64-signed"] {
+        let own = loaders.iter().filter(|loader| loader.package == name);
+        let files: Vec<(&str, Vec<u8>)> = own
+            .map(|loader| (loader.paths[0], loader.name.as_bytes().to_vec()))
+            .collect();
+        package(&debs, name, "", &files);
+    }
+    let stub = Architecture::X64.stub();
+    package(&debs, stub.package, "", &[(stub.paths[0], fake_program())]);
 
     let meta = format!("Depends: linux-image-{KERNEL} (= 1)\n");
     package(&debs, "linux-image-amd64", &meta, &[]);
     let mut files = vec![(format!("boot/vmlinuz-{KERNEL}"), fake_image(KERNEL))];
-    for name in GROUPS.iter().flat_map(|group| group.modules) {
+    for name in groups(Architecture::X64)
+        .iter()
+        .flat_map(|group| group.modules)
+    {
         let vermagic = format!("{KERNEL} SMP");
         let module = fake_elf(None, &[], &[("name", name), ("vermagic", &vermagic)]);
         files.push((format!("lib/modules/{KERNEL}/kernel/{name}.ko"), module));
@@ -88,6 +97,10 @@ fn inputs(root: &Path) -> Inputs {
 
     put(&root.join("agent"), &fake_elf(None, &[], &[]));
     Inputs {
+        architecture: Architecture::X64,
+        stub: None,
+        command_line: "console=ttyS0".to_owned(),
+        signer: None,
         agent: root.join("agent"),
         output: root.join("boot"),
         kernel: None,
@@ -123,9 +136,12 @@ fn two_builds_from_the_same_inputs_are_the_same_bytes() {
     assert_eq!(
         names,
         [
+            "grubx64.efi",
             "initramfs",
             "ipxe.efi",
             "manifest.json",
+            "netboot-x64.efi",
+            "shimx64.efi",
             "snponly.efi",
             "undionly.kpxe",
             "vmlinuz"
@@ -136,7 +152,7 @@ fn two_builds_from_the_same_inputs_are_the_same_bytes() {
     inputs.cache = root.path().join("other-cache");
     assemble(&inputs, silent).unwrap();
     assert_eq!(set(&inputs.output), first);
-    let manifest = String::from_utf8(first[2].1.clone()).unwrap();
+    let manifest = String::from_utf8(first[3].1.clone()).unwrap();
     assert!(!manifest.contains(root.path().to_str().unwrap()));
 }
 
@@ -181,6 +197,47 @@ fn the_initramfs_holds_agent_modules_and_tools() {
 }
 
 #[test]
+fn the_unified_image_holds_the_same_kernel_and_initramfs() {
+    let root = tempfile::tempdir().unwrap();
+    let inputs = inputs(root.path());
+    let manifest = assemble(&inputs, silent).unwrap();
+    let image = fs::read(inputs.output.join("netboot-x64.efi")).unwrap();
+    let part = |name| pe::section(&image, name).unwrap().unwrap().to_vec();
+    assert_eq!(
+        part(".linux"),
+        fs::read(inputs.output.join("vmlinuz")).unwrap()
+    );
+    assert_eq!(
+        part(".initrd"),
+        fs::read(inputs.output.join("initramfs")).unwrap()
+    );
+    assert_eq!(part(".cmdline"), b"console=ttyS0");
+    assert_eq!(manifest.unified_image.command_line, "console=ttyS0");
+}
+
+#[test]
+fn a_loader_in_the_given_directory_wins_over_the_package() {
+    let root = tempfile::tempdir().unwrap();
+    let mut inputs = inputs(root.path());
+    let loaders = root.path().join("loaders");
+    put(&loaders.join("ipxe.efi"), b"my own");
+    inputs.loaders = Some(loaders);
+    let manifest = assemble(&inputs, silent).unwrap();
+    assert_eq!(fs::read(inputs.output.join("ipxe.efi")).unwrap(), b"my own");
+    assert_eq!(
+        fs::read(inputs.output.join("snponly.efi")).unwrap(),
+        b"snponly.efi"
+    );
+    let own: Vec<&str> = manifest
+        .boot_loaders
+        .iter()
+        .filter(|loader| loader.package.is_none())
+        .map(|loader| loader.name)
+        .collect();
+    assert_eq!(own, ["ipxe.efi"]);
+}
+
+#[test]
 fn a_failed_build_leaves_the_set_from_before() {
     let root = tempfile::tempdir().unwrap();
     let inputs = inputs(root.path());
@@ -201,6 +258,8 @@ fn a_kernel_from_files_and_loaders_from_a_directory_need_no_package() {
         format!("linux-image-{KERNEL}"),
         "linux-image-amd64".to_owned(),
         "ipxe".to_owned(),
+        "shim-signed".to_owned(),
+        "grub-efi-amd64-signed".to_owned(),
     ] {
         fs::remove_file(root.path().join(format!("debs/{name}_2-3_all.deb"))).unwrap();
     }
@@ -213,12 +272,18 @@ fn a_kernel_from_files_and_loaders_from_a_directory_need_no_package() {
         .unwrap();
     inputs.kernel = Some((image, modules));
     let loaders = root.path().join("loaders");
-    for name in LOADERS {
-        put(&loaders.join(name), name.as_bytes());
+    for loader in Architecture::X64.loaders() {
+        put(&loaders.join(loader.name), loader.name.as_bytes());
     }
     inputs.loaders = Some(loaders);
     let from_files = assemble(&inputs, silent).unwrap();
-    assert!(from_files.kernel.package.is_none() && from_files.boot_loaders_package.is_none());
+    assert!(from_files.kernel.package.is_none());
+    assert!(
+        from_files
+            .boot_loaders
+            .iter()
+            .all(|loader| loader.package.is_none())
+    );
     for (one, other) in from_packages.files.iter().zip(&from_files.files) {
         assert_eq!((&one.name, &one.blake3), (&other.name, &other.blake3));
     }

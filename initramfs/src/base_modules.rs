@@ -16,8 +16,10 @@ pub(crate) enum Need {
 
 use Need::{Required, WhenThere};
 
+use crate::architecture::Architecture;
+
 /// Modules that serve one purpose.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Group {
     /// Why they are in the image, to be read after the module's name.
     pub(crate) why: &'static str,
@@ -31,16 +33,54 @@ const fn group(why: &'static str, need: Need, modules: &'static [&'static str]) 
     Group { why, need, modules }
 }
 
-/// The base set.
+/// The base set for a processor.
+pub(crate) fn groups(architecture: Architecture) -> Vec<Group> {
+    let own = match architecture {
+        Architecture::X64 => X64_GROUPS,
+        Architecture::Arm64 => ARM64_GROUPS,
+    };
+    GROUPS.iter().chain(own).copied().collect()
+}
+
+/// What only PCs have.
 #[rustfmt::skip]
-pub(crate) const GROUPS: &[Group] = &[
+const X64_GROUPS: &[Group] = &[
+    group("Hyper-V generation 1 boots only from this emulated DEC 21140", WhenThere, &["tulip"]),
+    group("Ethernet of older PCs", WhenThere, &["forcedeth"]),
+    group("NVMe and SATA disks behind Intel's Volume Management Device", WhenThere, &["vmd"]),
+    group("VMware disks", WhenThere, &["vmw_pvscsi"]),
+    group("USB 1 host controllers of Intel and VIA", Required, &["uhci_hcd"]),
+    group("the checksum of ext4 on processors that have an instruction for it", WhenThere,
+        &["crc32c_intel"]),
+];
+
+/// What only machines with an Arm processor have: servers, and small computers that start by UEFI.
+#[rustfmt::skip]
+const ARM64_GROUPS: &[Group] = &[
+    group("KVM/QEMU devices that are not on a PCI bus", WhenThere, &["virtio_mmio"]),
+    group("Ethernet of Amazon's and Google's machines", WhenThere, &["ena", "gve"]),
+    group("Ethernet of Ampere, Cavium, HiSilicon and AMD servers", WhenThere,
+        &["xgene-enet", "nicvf", "nicpf", "thunder_bgx", "hns_enet_drv", "hns3", "hclge", "amd-xgbe"]),
+    group("Ethernet of servers with Broadcom cards", WhenThere, &["bnxt_en"]),
+    group("Ethernet of small computers", WhenThere,
+        &["genet", "bcm_phy_lib", "mvneta", "mvpp2", "macb", "fec", "dwmac-generic", "netsec", "fsl-dpaa2-eth"]),
+    group("disks of HiSilicon servers", WhenThere, &["hisi_sas_v2_hw", "hisi_sas_v3_hw"]),
+    group("SATA controllers that are not on a PCI bus", WhenThere,
+        &["ahci_platform", "ahci_xgene", "ahci_seattle"]),
+    group("memory cards of small computers", WhenThere, &["sdhci-iproc", "dw_mmc-pltfm"]),
+    group("USB host controllers that are not on a PCI bus", WhenThere,
+        &["xhci-plat-hcd", "ehci-platform", "dwc3"]),
+];
+
+/// The base set of every processor.
+#[rustfmt::skip]
+const GROUPS: &[Group] = &[
     // Virtual machines.
     group("KVM/QEMU network, disks and entropy", Required,
         &["virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "virtio_rng"]),
     group("Hyper-V bus, disks, network and keyboard", WhenThere,
         &["hv_vmbus", "hv_storvsc", "hv_netvsc", "hyperv_keyboard", "hid_hyperv"]),
-    group("Hyper-V generation 1 boots only from this emulated DEC 21140", WhenThere, &["tulip"]),
-    group("VMware network and disks", WhenThere, &["vmxnet3", "vmw_pvscsi", "mptspi", "mptsas"]),
+    group("VMware network and disks", WhenThere, &["vmxnet3", "mptspi", "mptsas"]),
     group("Xen network and disks", WhenThere, &["xen_netfront", "xen_blkfront"]),
 
     // Wired network of real machines.
@@ -50,7 +90,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("Broadcom gigabit Ethernet of Dell and HP machines", WhenThere, &["tg3", "broadcom"]),
     group("Intel 10 gigabit Ethernet of servers", WhenThere, &["ixgbe"]),
     group("Qualcomm Atheros Ethernet of PCs", WhenThere, &["alx", "atl1c"]),
-    group("Ethernet of older PCs", WhenThere, &["8139cp", "8139too", "e100", "sky2", "forcedeth"]),
+    group("Ethernet of older PCs", WhenThere, &["8139cp", "8139too", "e100", "sky2"]),
     group("USB Ethernet adapters and docks", WhenThere,
         &["r8152", "ax88179_178a", "cdc_ether", "cdc_ncm"]),
 
@@ -58,14 +98,13 @@ pub(crate) const GROUPS: &[Group] = &[
     group("SATA disks", Required, &["ahci", "ata_piix"]),
     group("SATA and IDE controllers without a driver of their own", WhenThere, &["ata_generic"]),
     group("NVMe disks", Required, &["nvme"]),
-    group("NVMe and SATA disks behind Intel's Volume Management Device", WhenThere, &["vmd"]),
     group("disks that speak SCSI, SATA and USB among them", Required, &["sd_mod"]),
     group("SAS and RAID controllers of servers (LSI, Broadcom, HPE, Microchip)", WhenThere,
         &["mpt3sas", "megaraid_sas", "hpsa", "smartpqi", "aacraid"]),
     group("eMMC disks of small PCs", WhenThere, &["mmc_block", "sdhci_pci", "sdhci_acpi"]),
 
     // USB.
-    group("USB host controllers", Required, &["xhci_pci", "ehci_pci", "ohci_pci", "uhci_hcd"]),
+    group("USB host controllers", Required, &["xhci_pci", "ehci_pci", "ohci_pci"]),
     group("USB disks", Required, &["usb_storage", "uas"]),
     group("USB keyboard", Required, &["usbhid", "hid_generic"]),
 
@@ -73,8 +112,6 @@ pub(crate) const GROUPS: &[Group] = &[
     group("ext2, ext3 and ext4", Required, &["ext4"]),
     // Kernels from 6.14 on call it as a function, and have no such module.
     group("the checksum that ext4 asks for when it is mounted", WhenThere, &["crc32c_generic"]),
-    group("the same checksum on processors that have an instruction for it", WhenThere,
-        &["crc32c_intel"]),
     group("FAT, as on every EFI system partition", Required, &["vfat"]),
     group("character sets that FAT asks for when it is mounted", Required,
         &["nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"]),
@@ -113,12 +150,14 @@ mod tests {
 
     #[test]
     fn no_module_is_listed_twice() {
-        let mut seen = BTreeSet::new();
-        for name in GROUPS.iter().flat_map(|group| group.modules) {
-            assert!(
-                seen.insert(name.replace('-', "_")),
-                "{name} is listed twice"
-            );
+        for architecture in Architecture::ALL {
+            let mut seen = BTreeSet::new();
+            for name in groups(architecture).iter().flat_map(|group| group.modules) {
+                assert!(
+                    seen.insert(name.replace('-', "_")),
+                    "{name} is listed twice"
+                );
+            }
         }
     }
 }

@@ -1,40 +1,58 @@
-//! The iPXE loaders that firmware fetches first, copied as the distribution built them.
+//! The loaders that firmware fetches first, copied as the distribution built and signed them.
+//!
+//! Not here: which there are ([`Architecture::loaders`]), and which firmware gets which (the server).
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::architecture::{Architecture, Loader};
 use crate::packages::{PackageError, PackageId, Packages};
 use crate::rooted;
-
-/// Debian's and Ubuntu's package with the loaders.
-const PACKAGE: &str = "ipxe";
-
-/// Where the package has them.
-const DIRECTORY: &str = "usr/lib/ipxe";
-
-/// The loaders: BIOS over the card's own driver, UEFI over the firmware's driver, UEFI with iPXE's own
-/// drivers for firmware whose driver is broken.
-pub(crate) const LOADERS: [&str; 3] = ["undionly.kpxe", "snponly.efi", "ipxe.efi"];
 
 /// Why a loader is not to be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoaderError {
     /// The package could not be had.
-    #[error("the package {PACKAGE} is not to be had; --loaders takes the loaders from a directory")]
-    Package(#[from] PackageError),
+    #[error(
+        "the package {package} with the boot loader {name} is not to be had; --loaders takes loaders \
+         from a directory"
+    )]
+    Package {
+        /// The loader.
+        name: &'static str,
+        /// Its package.
+        package: &'static str,
+        /// Why.
+        source: PackageError,
+    },
     /// A loader is not in the package.
     #[error(
-        "the package {PACKAGE} {version} has no /{DIRECTORY}/{name}; give --loaders a directory with it"
+        "the package {package} {version} has no boot loader {name} (expected at /{path}); give --loaders a \
+         directory with it"
     )]
     NotInPackage {
         /// The loader.
         name: &'static str,
+        /// Its package.
+        package: &'static str,
         /// The package's version.
         version: String,
+        /// Where it was expected.
+        path: String,
+    },
+    /// The directory is none.
+    #[error(
+        "{path}: not a directory; --loaders names a directory with boot loaders such as {example}"
+    )]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+        /// A loader's name.
+        example: &'static str,
     },
     /// A loader could not be read.
-    #[error("{path}: cannot read the boot loader; expected in that directory: {}", LOADERS.join(", "))]
+    #[error("{path}: cannot read the boot loader")]
     Read {
         /// Where it was looked for.
         path: PathBuf,
@@ -43,53 +61,83 @@ pub(crate) enum LoaderError {
     },
 }
 
-/// The loaders' names and contents, and which package they are from.
+/// A loader's content and where it came from.
 #[derive(Debug)]
-pub(crate) struct Loaders {
-    /// Name and content, in the order of [`LOADERS`].
-    pub(crate) files: Vec<(&'static str, Vec<u8>)>,
-    /// The package; nothing when they were given as files.
+pub(crate) struct LoaderFile {
+    /// Its name in the boot folder.
+    pub(crate) name: &'static str,
+    /// The program.
+    pub(crate) data: Vec<u8>,
+    /// Its package; nothing when it was given as a file.
     pub(crate) package: Option<PackageId>,
+}
+
+/// Makes sure that `directory` is one, before the long work.
+///
+/// # Errors
+/// [`LoaderError::NotADirectory`].
+pub(crate) fn check(directory: &Path, architecture: Architecture) -> Result<(), LoaderError> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    Err(LoaderError::NotADirectory {
+        path: directory.to_owned(),
+        example: architecture
+            .loaders()
+            .first()
+            .map_or("", |loader| loader.name),
+    })
+}
+
+/// The loaders: those in `directory` from there, the others from the distribution's packages.
+///
+/// # Errors
+/// [`LoaderError`].
+pub(crate) fn gather(
+    directory: Option<&Path>,
+    packages: &mut Packages,
+    architecture: Architecture,
+) -> Result<Vec<LoaderFile>, LoaderError> {
+    let mut files = Vec::new();
+    for loader in architecture.loaders() {
+        let given = directory.map(|directory| directory.join(loader.name));
+        files.push(match given.filter(|path| path.exists()) {
+            Some(path) => LoaderFile {
+                name: loader.name,
+                data: read(path)?,
+                package: None,
+            },
+            None => from_package(packages, loader)?,
+        });
+    }
+    Ok(files)
+}
+
+fn from_package(packages: &mut Packages, loader: &Loader) -> Result<LoaderFile, LoaderError> {
+    let package = packages
+        .take(loader.package)
+        .map_err(|source| LoaderError::Package {
+            name: loader.name,
+            package: loader.package,
+            source,
+        })?;
+    let path = loader
+        .paths
+        .iter()
+        .find_map(|path| rooted::find(&package.root, path))
+        .ok_or_else(|| LoaderError::NotInPackage {
+            name: loader.name,
+            package: loader.package,
+            version: package.id.version.clone(),
+            path: loader.paths.join(" or /"),
+        })?;
+    Ok(LoaderFile {
+        name: loader.name,
+        data: read(path)?,
+        package: Some(package.id),
+    })
 }
 
 fn read(path: PathBuf) -> Result<Vec<u8>, LoaderError> {
     fs::read(&path).map_err(|source| LoaderError::Read { path, source })
-}
-
-/// The loaders from `directory`.
-///
-/// # Errors
-/// [`LoaderError::Read`].
-pub(crate) fn from_directory(directory: &Path) -> Result<Loaders, LoaderError> {
-    let files = LOADERS
-        .iter()
-        .map(|name| Ok((*name, read(directory.join(name))?)))
-        .collect::<Result<_, LoaderError>>()?;
-    Ok(Loaders {
-        files,
-        package: None,
-    })
-}
-
-/// The loaders from the distribution's package.
-///
-/// # Errors
-/// [`LoaderError`].
-pub(crate) fn from_packages(packages: &mut Packages) -> Result<Loaders, LoaderError> {
-    let package = packages.take(PACKAGE)?;
-    let files = LOADERS
-        .iter()
-        .map(|name| {
-            let path = rooted::find(&package.root, &format!("{DIRECTORY}/{name}"));
-            let path = path.ok_or_else(|| LoaderError::NotInPackage {
-                name,
-                version: package.id.version.clone(),
-            })?;
-            Ok((*name, read(path)?))
-        })
-        .collect::<Result<_, LoaderError>>()?;
-    Ok(Loaders {
-        files,
-        package: Some(package.id),
-    })
 }

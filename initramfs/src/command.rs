@@ -1,4 +1,4 @@
-//! Runs the distribution's own programs (`apt-get`, `dpkg-deb`) and says clearly when one fails.
+//! Runs the distribution's own programs (`apt-get`, `dpkg-deb`, `sbsign`) and says clearly when one fails.
 //!
 //! Invariant: the child's messages are in plain English whatever the user's language, because some of
 //! them are recognised.
@@ -13,14 +13,16 @@ use std::process::{Command, ExitStatus};
 pub(crate) enum CommandError {
     /// It is not installed.
     #[error(
-        "the program {program} is not on this system; it belongs to Debian and Ubuntu (package \
-         `{package}`). On another system, fetch the .deb files elsewhere, or give --kernel and --modules"
+        "the program {program} is not on this system. On Debian and Ubuntu, install the package \
+         `{package}`{elsewhere}"
     )]
     NotInstalled {
         /// The program.
         program: String,
         /// The Debian package that has it.
         package: &'static str,
+        /// What to do on other systems.
+        elsewhere: &'static str,
     },
     /// It could not be started.
     #[error("{program} could not be started")]
@@ -58,13 +60,11 @@ pub(crate) fn run<A: AsRef<OsStr>>(
         .output()
         .map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound && directory.is_dir() {
+                let (package, elsewhere) = origin(program);
                 CommandError::NotInstalled {
                     program: program.to_owned(),
-                    package: if program.starts_with("apt") {
-                        "apt"
-                    } else {
-                        "dpkg"
-                    },
+                    package,
+                    elsewhere,
                 }
             } else {
                 CommandError::Start {
@@ -88,6 +88,17 @@ pub(crate) fn run<A: AsRef<OsStr>>(
         status: output.status,
         message: message.join("; "),
     })
+}
+
+/// The package that has `program`, and what to do where there is none.
+fn origin(program: &str) -> (&'static str, &'static str) {
+    const FILES: &str =
+        ". On another system, fetch the .deb files elsewhere, or give --kernel and --modules";
+    match program {
+        "sbsign" | "sbverify" => ("sbsigntool", ", or build without --key and sign elsewhere"),
+        _ if program.starts_with("apt") => ("apt", FILES),
+        _ => ("dpkg", FILES),
+    }
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 //! Sources: the ELF-64 object file format, and the kernel's `include/linux/moduleinfo.h` for `.modinfo`
 //! (strings `key=value`, each ended by NUL).
 //!
-//! Not here: symbols and relocations, and any machine but x86-64.
+//! Not here: symbols and relocations.
 
 use object::LittleEndian;
-use object::elf::{DT_NEEDED, EM_X86_64, FileHeader64};
+use object::elf::{DT_NEEDED, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+
+use crate::architecture::Architecture;
 
 /// Why bytes are not the ELF file that was wanted.
 #[derive(Debug, thiserror::Error)]
@@ -16,10 +18,15 @@ pub(crate) enum ElfError {
     #[error("not a readable 64-bit ELF file")]
     Malformed(#[from] object::read::Error),
     /// It is for another processor.
-    #[error("the ELF file is for machine {found}, expected {EM_X86_64} (x86-64)", EM_X86_64 = EM_X86_64.0)]
+    #[error(
+        "the ELF file is for machine {found}, expected {} ({})",
+        .expected.elf_machine().0, .expected.name()
+    )]
     Machine {
         /// The number in `e_machine`.
         found: u16,
+        /// The wanted processor.
+        expected: Architecture,
     },
     /// A name in it is not UTF-8.
     #[error("a name in the ELF file is not text")]
@@ -37,12 +44,15 @@ pub(crate) struct Linkage {
 
 type Header = FileHeader64<LittleEndian>;
 
-fn header(data: &[u8]) -> Result<&Header, ElfError> {
+fn header(data: &[u8], expected: Architecture) -> Result<&Header, ElfError> {
     let header = Header::parse(data)?;
     header.endian()?;
     let machine = header.e_machine(LittleEndian);
-    if machine != EM_X86_64 {
-        return Err(ElfError::Machine { found: machine.0 });
+    if machine != expected.elf_machine() {
+        return Err(ElfError::Machine {
+            found: machine.0,
+            expected,
+        });
     }
     Ok(header)
 }
@@ -56,9 +66,9 @@ fn text(bytes: &[u8]) -> Result<String, ElfError> {
 /// The interpreter and the needed libraries of a program or library.
 ///
 /// # Errors
-/// [`ElfError`] when `data` is not a well-formed x86-64 ELF file.
-pub(crate) fn linkage(data: &[u8]) -> Result<Linkage, ElfError> {
-    let header = header(data)?;
+/// [`ElfError`] when `data` is not a well-formed ELF file for `machine`.
+pub(crate) fn linkage(data: &[u8], machine: Architecture) -> Result<Linkage, ElfError> {
+    let header = header(data, machine)?;
     let mut linkage = Linkage::default();
     for program in header.program_headers(LittleEndian, data)? {
         if let Some(path) = program.interpreter(LittleEndian, data)? {
@@ -80,9 +90,12 @@ pub(crate) fn linkage(data: &[u8]) -> Result<Linkage, ElfError> {
 /// A module without the section gives an empty list.
 ///
 /// # Errors
-/// [`ElfError`] when `data` is not a well-formed x86-64 ELF file.
-pub(crate) fn module_info(data: &[u8]) -> Result<Vec<(String, String)>, ElfError> {
-    let sections = header(data)?.sections(LittleEndian, data)?;
+/// [`ElfError`] when `data` is not a well-formed ELF file for `machine`.
+pub(crate) fn module_info(
+    data: &[u8],
+    machine: Architecture,
+) -> Result<Vec<(String, String)>, ElfError> {
+    let sections = header(data, machine)?.sections(LittleEndian, data)?;
     let Some((_, section)) = sections.section_by_name(LittleEndian, b".modinfo") else {
         return Ok(Vec::new());
     };
@@ -98,6 +111,8 @@ pub(crate) fn module_info(data: &[u8]) -> Result<Vec<(String, String)>, ElfError
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    const X64: Architecture = Architecture::X64;
 
     /// A well-formed ELF-64 file with only what this module reads: an interpreter, needed libraries and
     /// `.modinfo` strings.
@@ -170,7 +185,7 @@ pub(crate) mod tests {
     #[test]
     fn interpreter_and_needed_libraries_are_read() {
         let file = fake_elf(Some("/lib64/ld.so"), &["libc.so.6", "libm.so.6"], &[]);
-        let linkage = linkage(&file).unwrap();
+        let linkage = linkage(&file, X64).unwrap();
         assert_eq!(linkage.interpreter.as_deref(), Some("/lib64/ld.so"));
         assert_eq!(linkage.needed, ["libc.so.6", "libm.so.6"]);
     }
@@ -178,7 +193,7 @@ pub(crate) mod tests {
     #[test]
     fn module_information_keeps_its_order_and_repeats() {
         let info = [("alias", "a"), ("depends", ""), ("alias", "b=c")];
-        let read = module_info(&fake_elf(None, &[], &info)).unwrap();
+        let read = module_info(&fake_elf(None, &[], &info), X64).unwrap();
         let read: Vec<(&str, &str)> = read
             .iter()
             .map(|(key, value)| (key.as_str(), value.as_str()))
@@ -190,23 +205,26 @@ pub(crate) mod tests {
     fn another_machines_file_is_refused() {
         let mut file = fake_elf(None, &[], &[]);
         file[18..20].copy_from_slice(&183u16.to_le_bytes());
-        let error = linkage(&file).unwrap_err();
-        assert!(matches!(error, ElfError::Machine { found: 183 }), "{error}");
+        let error = linkage(&file, X64).unwrap_err();
+        assert!(
+            matches!(error, ElfError::Machine { found: 183, .. }),
+            "{error}"
+        );
     }
 
     #[test]
     fn damaged_files_are_errors_and_never_panics() {
         let file = fake_elf(Some("/lib64/ld.so"), &["libc.so.6"], &[("depends", "x")]);
         for cut in 0..file.len() {
-            let _ = linkage(&file[..cut]);
-            let _ = module_info(&file[..cut]);
+            let _ = linkage(&file[..cut], X64);
+            let _ = module_info(&file[..cut], X64);
         }
         for at in 0..file.len() {
             let mut damaged = file.clone();
             damaged[at] ^= 0xff;
-            let _ = linkage(&damaged);
-            let _ = module_info(&damaged);
+            let _ = linkage(&damaged, X64);
+            let _ = module_info(&damaged, X64);
         }
-        assert!(linkage(b"#!/bin/sh\n").is_err());
+        assert!(linkage(b"#!/bin/sh\n", X64).is_err());
     }
 }

@@ -1,19 +1,16 @@
 //! The kernel image and where its modules are.
 //!
-//! Invariant: image and modules are of one version; the version is read out of the image itself, at the
-//! place that the x86 boot protocol gives it (`Documentation/x86/boot.rst`: "HdrS" at 0x202, the pointer
-//! `kernel_version` at 0x20E, counted from 0x200). The image is passed on as it is, so that the
+//! Invariant: image and modules are of one version; the version is read out of the image itself, for
+//! x86-64 at the place that its boot protocol gives it (`Documentation/x86/boot.rst`: "HdrS" at 0x202, the
+//! pointer `kernel_version` at 0x20E, counted from 0x200). The image is passed on as it is, so that the
 //! distribution's signature stays valid.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::architecture::Architecture;
 use crate::packages::{PackageError, PackageId, Packages};
-
-/// The distributions' names for "the current full kernel", Debian's first. Their cloud flavours have no
-/// SATA, USB or network card drivers.
-const META_PACKAGES: [&str; 2] = ["linux-image-amd64", "linux-image-generic"];
 
 /// Why there is no usable kernel.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +25,13 @@ pub(crate) enum KernelError {
     },
     /// The file is something else.
     #[error(
-        "{path}: not a Linux kernel for x86-64 (expected a bzImage with \"HdrS\" at offset 0x202). Give \
-         --kernel a file such as /boot/vmlinuz-VERSION"
+        "{path}: not a Linux kernel for {} (expected {}). Give --kernel a file such as \
+         /boot/vmlinuz-VERSION",
+        .architecture.name(), image_format(*.architecture)
     )]
     NotAKernel {
+        /// The wanted processor.
+        architecture: Architecture,
         /// Which.
         path: PathBuf,
     },
@@ -83,8 +83,12 @@ impl Kernel {
     ///
     /// # Errors
     /// [`KernelError`] when the image is no kernel or the directory's name is another version.
-    pub(crate) fn from_files(image: &Path, modules: &Path) -> Result<Self, KernelError> {
-        let (version, image_data) = read_image(image)?;
+    pub(crate) fn from_files(
+        architecture: Architecture,
+        image: &Path,
+        modules: &Path,
+    ) -> Result<Self, KernelError> {
+        let (version, image_data) = read_image(architecture, image)?;
         let found = modules
             .canonicalize()
             .map_err(|source| KernelError::Read {
@@ -114,13 +118,16 @@ impl Kernel {
     ///
     /// # Errors
     /// [`KernelError::Packages`] and [`KernelError::NotInPackages`].
-    pub(crate) fn from_packages(packages: &mut Packages) -> Result<Self, KernelError> {
+    pub(crate) fn from_packages(
+        architecture: Architecture,
+        packages: &mut Packages,
+    ) -> Result<Self, KernelError> {
         // The meta package names the image; Ubuntu's image names the modules.
         let follow = |name: &str| {
             (name.starts_with("linux-image-") || name.starts_with("linux-modules-"))
                 && name.contains(|letter: char| letter.is_ascii_digit())
         };
-        let [debian, ubuntu] = META_PACKAGES;
+        let [debian, ubuntu] = architecture.kernel_packages();
         let taken = match packages.take_with_dependencies(debian, follow) {
             Err(
                 first @ (PackageError::UnknownToApt { .. } | PackageError::NotInDirectory { .. }),
@@ -144,7 +151,7 @@ impl Kernel {
             .iter()
             .find_map(|package| Some((package, image_in(&package.root.join("boot"))?)))
             .ok_or_else(|| missing("boot/vmlinuz-VERSION"))?;
-        let (version, data) = read_image(&image)?;
+        let (version, data) = read_image(architecture, &image)?;
         let modules: Vec<PathBuf> = taken
             .iter()
             .flat_map(|package| {
@@ -178,34 +185,83 @@ fn image_in(boot: &Path) -> Option<PathBuf> {
     images.into_iter().next()
 }
 
-fn read_image(path: &Path) -> Result<(String, Vec<u8>), KernelError> {
+/// The image in `path` and its version.
+///
+/// # Errors
+/// [`KernelError::Read`] and [`KernelError::NotAKernel`].
+pub(crate) fn read_image(
+    architecture: Architecture,
+    path: &Path,
+) -> Result<(String, Vec<u8>), KernelError> {
     let data = fs::read(path).map_err(|source| KernelError::Read {
         path: path.to_owned(),
         source,
     })?;
-    match version(&data) {
+    match version(architecture, &data) {
         Some(version) => Ok((version, data)),
         None => Err(KernelError::NotAKernel {
+            architecture,
             path: path.to_owned(),
         }),
     }
 }
 
-/// The version in a kernel image: the first word of the string that its header points to.
-fn version(image: &[u8]) -> Option<String> {
+/// What the image of a kernel looks like, for people.
+fn image_format(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::X64 => "a bzImage with \"HdrS\" at offset 0x202",
+        Architecture::Arm64 => "an Image, not compressed, with \"ARM\\x64\" at offset 0x38",
+    }
+}
+
+/// The version in a kernel image.
+fn version(architecture: Architecture, image: &[u8]) -> Option<String> {
+    let version = match architecture {
+        Architecture::X64 => x64_version(image)?,
+        Architecture::Arm64 => arm64_version(image)?,
+    };
+    // The version becomes a directory's name.
+    let plain = !version.is_empty() && version != ".." && !version.contains('/');
+    plain.then(|| version.to_owned())
+}
+
+/// The first word of the string that the header points to.
+fn x64_version(image: &[u8]) -> Option<&str> {
     if image.get(0x202..0x206)? != b"HdrS" {
         return None;
     }
     let pointer = u16::from_le_bytes(image.get(0x20E..0x210)?.try_into().ok()?);
     let text = image.get(0x200 + usize::from(pointer)..)?;
+    first_word(text).filter(|_| pointer != 0)
+}
+
+/// The header (`Documentation/arm64/booting.rst`) does not tell it; the banner in the image's data does
+/// (`linux_banner`, init/version.c).
+fn arm64_version(image: &[u8]) -> Option<&str> {
+    const BANNER: &[u8] = b"Linux version ";
+    if image.get(0x38..0x3c)? != b"ARM\x64" {
+        return None;
+    }
+    let mut rest = image;
+    loop {
+        let at = rest.iter().position(|byte| *byte == BANNER[0])?;
+        rest = &rest[at..];
+        if let Some(version) = rest.strip_prefix(BANNER).and_then(first_word)
+            && version.starts_with(|letter: char| letter.is_ascii_digit())
+        {
+            return Some(version);
+        }
+        rest = &rest[1..];
+    }
+}
+
+/// `text` up to its first space or NUL.
+fn first_word(text: &[u8]) -> Option<&str> {
     let end = text
         .iter()
         .take(256)
         .position(|byte| *byte == b' ' || *byte == 0)?;
-    let version = str::from_utf8(&text[..end]).ok()?;
-    // The version becomes a directory's name.
-    let plain = !version.is_empty() && version != ".." && !version.contains('/');
-    (pointer != 0 && plain).then(|| version.to_owned())
+    str::from_utf8(&text[..end]).ok()
 }
 
 #[cfg(test)]
@@ -221,14 +277,29 @@ pub(crate) mod tests {
         image
     }
 
+    fn x64(image: &[u8]) -> Option<String> {
+        version(Architecture::X64, image)
+    }
+
+    #[test]
+    fn the_version_of_an_arm_kernel_is_in_its_banner() {
+        let mut image = vec![0; 0x100];
+        image[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        image.extend_from_slice(b"LLinux version %s\0Linux version 6.1.0-56-arm64 (builder)\0");
+        let found = version(Architecture::Arm64, &image);
+        assert_eq!(found.as_deref(), Some("6.1.0-56-arm64"));
+        assert_eq!(x64(&image), None);
+        assert_eq!(version(Architecture::Arm64, &image[..0x110]), None);
+    }
+
     #[test]
     fn the_version_is_read_out_of_the_image() {
         let image = fake_image("6.1.0-56-amd64");
-        assert_eq!(version(&image).as_deref(), Some("6.1.0-56-amd64"));
+        assert_eq!(x64(&image).as_deref(), Some("6.1.0-56-amd64"));
         for cut in 0..image.len() - 1 {
-            let _ = version(&image[..cut]);
+            let _ = x64(&image[..cut]);
         }
-        assert_eq!(version(&fake_image("a/../b")), None);
+        assert_eq!(x64(&fake_image("a/../b")), None);
     }
 
     #[test]
@@ -238,7 +309,7 @@ pub(crate) mod tests {
         fs::write(&image, fake_image("6.1.0-2")).unwrap();
         let modules = directory.path().join("lib/modules/6.1.0-1");
         fs::create_dir_all(&modules).unwrap();
-        let error = Kernel::from_files(&image, &modules)
+        let error = Kernel::from_files(Architecture::X64, &image, &modules)
             .unwrap_err()
             .to_string();
         assert!(
@@ -252,7 +323,7 @@ pub(crate) mod tests {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("vmlinuz");
         fs::write(&image, vec![0; 4096]).unwrap();
-        let error = Kernel::from_files(&image, directory.path()).unwrap_err();
+        let error = Kernel::from_files(Architecture::X64, &image, directory.path()).unwrap_err();
         assert!(matches!(error, KernelError::NotAKernel { .. }));
     }
 }

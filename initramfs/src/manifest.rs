@@ -5,13 +5,14 @@
 
 use serde::Serialize;
 
+use crate::architecture::Architecture;
 use crate::digest::blake3_hex;
 use crate::modules::Selection;
 use crate::packages::PackageId;
 use crate::tools::ToolFile;
 
 /// Version of this file's format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The whole file.
 #[derive(Debug, Serialize)]
@@ -20,7 +21,10 @@ pub(crate) struct Manifest {
     pub(crate) format: u32,
     /// The kernel.
     pub(crate) kernel: KernelEntry,
-    /// The files beside the manifest.
+    /// The processor, as the distribution names it.
+    pub(crate) architecture: &'static str,
+    /// The files that it speaks of, by their path in the boot folder. The unified kernel image is not among
+    /// them: the operator may sign it later, which changes its bytes.
     pub(crate) files: Vec<FileEntry>,
     /// What the sizes come from.
     pub(crate) parts: Vec<PartEntry>,
@@ -34,8 +38,30 @@ pub(crate) struct Manifest {
     pub(crate) modules_not_in_this_kernel: Vec<String>,
     /// File system tools and their libraries.
     pub(crate) tools: Vec<ToolEntry>,
-    /// Package of the boot loaders; nothing when they were given as files.
-    pub(crate) boot_loaders_package: Option<PackageId>,
+    /// The boot loaders.
+    pub(crate) boot_loaders: Vec<LoaderEntry>,
+    /// The unified kernel image, made of this kernel and initramfs.
+    pub(crate) unified_image: UnifiedEntry,
+}
+
+/// A boot loader.
+#[derive(Debug, Serialize)]
+pub(crate) struct LoaderEntry {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Its package; nothing when it was given as a file.
+    pub(crate) package: Option<PackageId>,
+}
+
+/// The unified kernel image.
+#[derive(Debug, Serialize)]
+pub(crate) struct UnifiedEntry {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// The kernel command line in it.
+    pub(crate) command_line: String,
+    /// Package of the EFI stub; nothing when it was given as a file.
+    pub(crate) stub_package: Option<PackageId>,
 }
 
 /// The kernel.
@@ -155,10 +181,17 @@ pub(crate) fn tool_entries(tools: Vec<ToolFile>) -> Vec<ToolEntry> {
 }
 
 impl Manifest {
-    /// A manifest of the current format for `kernel`, with nothing else in it yet.
-    pub(crate) fn new(kernel: KernelEntry, agent: AgentEntry) -> Self {
+    /// A manifest of the current format, with what a machine fetches not in it yet.
+    pub(crate) fn new(
+        architecture: Architecture,
+        kernel: KernelEntry,
+        agent: AgentEntry,
+        unified_image: UnifiedEntry,
+    ) -> Self {
         Self {
             format: FORMAT,
+            architecture: architecture.debian(),
+            unified_image,
             kernel,
             agent,
             files: Vec::new(),
@@ -167,7 +200,7 @@ impl Manifest {
             modules_built_in: Vec::new(),
             modules_not_in_this_kernel: Vec::new(),
             tools: Vec::new(),
-            boot_loaders_package: None,
+            boot_loaders: Vec::new(),
         }
     }
 

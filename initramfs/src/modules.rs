@@ -18,6 +18,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::architecture::Architecture;
 use crate::base_modules::{Group, Need};
 use crate::elf::{self, ElfError};
 use crate::tree::Tree;
@@ -131,6 +132,7 @@ pub(crate) struct Selection {
 /// A kernel's modules as files, not yet read.
 #[derive(Debug)]
 pub(crate) struct ModuleFiles {
+    architecture: Architecture,
     kernel: String,
     files: BTreeMap<String, (String, PathBuf)>,
     built_in: BTreeSet<String>,
@@ -159,8 +161,13 @@ impl ModuleFiles {
     ///
     /// # Errors
     /// [`ModuleError::Read`] and [`ModuleError::Empty`].
-    pub(crate) fn scan(version: &str, directories: &[PathBuf]) -> Result<Self, ModuleError> {
+    pub(crate) fn scan(
+        architecture: Architecture,
+        version: &str,
+        directories: &[PathBuf],
+    ) -> Result<Self, ModuleError> {
         let mut found = Self {
+            architecture,
             kernel: version.to_owned(),
             files: BTreeMap::new(),
             built_in: BTreeSet::new(),
@@ -296,10 +303,11 @@ impl ModuleFiles {
             });
         };
         let data = read_module(path).map_err(read_error(path))?;
-        let info = elf::module_info(&data).map_err(|source| ModuleError::Elf {
-            path: path.clone(),
-            source,
-        })?;
+        let info =
+            elf::module_info(&data, self.architecture).map_err(|source| ModuleError::Elf {
+                path: path.clone(),
+                source,
+            })?;
         let mut module = Module {
             name: name.to_owned(),
             path: plain.clone(),

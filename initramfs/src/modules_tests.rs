@@ -33,7 +33,7 @@ const fn wanted(need: Need, modules: &'static [&'static str]) -> Group {
 }
 
 fn select(base: &Path, groups: &[Group], needs: &[(&str, &str)]) -> Result<Selection, ModuleError> {
-    ModuleFiles::scan(KERNEL, &[base.to_owned()])?.select(groups, needs, false)
+    ModuleFiles::scan(Architecture::X64, KERNEL, &[base.to_owned()])?.select(groups, needs, false)
 }
 
 fn content<'a>(tree: &'a Tree, name: &str) -> &'a str {
@@ -108,7 +108,7 @@ fn a_required_module_that_is_nowhere_fails_with_its_purpose_unless_allowed() {
     assert!(error.contains("ahci (a reason)"), "{error}");
     assert!(!error.contains("rare"), "{error}");
 
-    let files = ModuleFiles::scan(KERNEL, &[base]).unwrap();
+    let files = ModuleFiles::scan(Architecture::X64, KERNEL, &[base]).unwrap();
     let selection = files.select(&groups, &[], true).unwrap();
     assert_eq!(selection.absent, ["ahci", "rare"]);
     assert_eq!(selection.modules.len(), 1);
@@ -189,7 +189,7 @@ fn compressed_modules_are_stored_plain_under_their_plain_names() {
 #[test]
 fn a_directory_without_modules_is_refused() {
     let (_root, base) = tree(&[("kernel/readme", Vec::new())]);
-    let error = ModuleFiles::scan(KERNEL, &[base]).unwrap_err();
+    let error = ModuleFiles::scan(Architecture::X64, KERNEL, &[base]).unwrap_err();
     assert!(matches!(error, ModuleError::Empty { .. }));
 }
 

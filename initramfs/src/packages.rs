@@ -6,10 +6,14 @@
 //! there already); an unpacked tree appears in the cache whole or not at all, because it is renamed
 //! there when it is complete.
 //!
+//! Packages for another processor than this system's come from package lists of their own in the cache,
+//! fetched once a day from the places that this system's apt knows; the system's apt is not changed.
+//!
 //! Not here: version constraints. The newest version that apt would install is taken, and of
 //! alternatives the first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,6 +21,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use sha2::{Digest, Sha256, Sha512};
 
+use crate::apt_lists;
+use crate::architecture::Architecture;
 use crate::command::{self, CommandError};
 use crate::digest::hex;
 
@@ -85,6 +91,18 @@ pub(crate) enum PackageError {
         /// What apt-get said.
         source: CommandError,
     },
+    /// The package lists for another processor are not to be had.
+    #[error(
+        "the package lists for {} cannot be fetched from the places in /etc/apt. On Ubuntu, where they \
+         are on another server, give --packages-dir a directory with the .deb files",
+        .architecture.name()
+    )]
+    ForeignLists {
+        /// The processor.
+        architecture: Architecture,
+        /// What apt-get said.
+        source: CommandError,
+    },
     /// apt-get or dpkg-deb failed.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -123,7 +141,11 @@ pub(crate) struct Package {
 /// Where packages come from.
 #[derive(Debug)]
 enum Origin {
-    Apt,
+    Apt {
+        architecture: Architecture,
+        /// Options of `apt-get`; nothing until it was found out which.
+        options: Option<Vec<OsString>>,
+    },
     Directory(PathBuf),
 }
 
@@ -136,7 +158,10 @@ pub(crate) struct Packages {
     progress: fn(&str),
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PackageError {
+pub(crate) fn io_error(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> PackageError {
     let path = path.to_owned();
     move |source| PackageError::Io {
         action,
@@ -147,9 +172,18 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Pack
 
 impl Packages {
     /// Packages from apt, or from `directory` when there is one; `cache` is created when needed.
-    pub(crate) fn new(directory: Option<PathBuf>, cache: PathBuf, progress: fn(&str)) -> Self {
+    pub(crate) fn new(
+        architecture: Architecture,
+        directory: Option<PathBuf>,
+        cache: PathBuf,
+        progress: fn(&str),
+    ) -> Self {
+        let apt = Origin::Apt {
+            architecture,
+            options: None,
+        };
         Self {
-            origin: directory.map_or(Origin::Apt, Origin::Directory),
+            origin: directory.map_or(apt, Origin::Directory),
             cache,
             taken: BTreeMap::new(),
             progress,
@@ -203,8 +237,9 @@ impl Packages {
             .cloned()
             .collect();
         if !missing.is_empty() {
+            let options = self.apt_options()?;
             let archives = match &self.origin {
-                Origin::Apt => self.fetch_all(&missing)?,
+                Origin::Apt { .. } => self.fetch_all(&missing, &options)?,
                 Origin::Directory(directory) => missing
                     .iter()
                     .map(|name| archive_in(directory, name))
@@ -221,13 +256,37 @@ impl Packages {
             .collect())
     }
 
+    /// What `apt-get` must be told so that it speaks of packages for the wanted processor.
+    fn apt_options(&mut self) -> Result<Vec<OsString>, PackageError> {
+        let Origin::Apt {
+            architecture,
+            options: known,
+        } = &mut self.origin
+        else {
+            return Ok(Vec::new());
+        };
+        if known.is_none() {
+            *known = Some(apt_lists::options(
+                *architecture,
+                &self.cache,
+                self.progress,
+            )?);
+        }
+        Ok(known.clone().unwrap_or_default())
+    }
+
     /// Package files of `names` in the cache, fetched when they are not there or not right.
-    fn fetch_all(&self, names: &[String]) -> Result<Vec<PathBuf>, PackageError> {
+    fn fetch_all(
+        &self,
+        names: &[String],
+        options: &[OsString],
+    ) -> Result<Vec<PathBuf>, PackageError> {
         let directory = self.cache.join("debs");
         fs::create_dir_all(&directory).map_err(io_error("create the cache", &directory))?;
         let empty = self.temporary(".asking-")?;
-        let mut arguments = vec!["download".to_owned(), "--print-uris".to_owned()];
-        arguments.extend(names.iter().cloned());
+        let mut arguments = options.to_vec();
+        arguments.extend(["download", "--print-uris"].map(OsString::from));
+        arguments.extend(names.iter().map(OsString::from));
         // Asked in an empty directory: apt says nothing of a package whose file is there already.
         let said = match command::run("apt-get", &arguments, empty.path()) {
             Err(CommandError::Failed { message, .. }) if message.contains("Unable to locate") => {
@@ -244,21 +303,27 @@ impl Packages {
                     name: name.clone(),
                     said: said.trim().to_owned(),
                 })?;
-                self.fetch(name, &offer, &directory)
+                self.fetch(name, &offer, (&directory, options))
             })
             .collect()
     }
 
-    fn fetch(&self, name: &str, offer: &Offer, directory: &Path) -> Result<PathBuf, PackageError> {
+    fn fetch(
+        &self,
+        name: &str,
+        offer: &Offer,
+        (directory, options): (&Path, &[OsString]),
+    ) -> Result<PathBuf, PackageError> {
         let kept = directory.join(&offer.file);
         if kept.is_file() && offer.check(&kept).is_ok() {
             return Ok(kept);
         }
         (self.progress)(&format!("fetching {} ({} bytes)", offer.file, offer.bytes));
         let temporary = self.temporary(".fetching-")?;
+        let mut arguments = options.to_vec();
         // apt fetches as the user _apt when root calls it, who cannot write into the cache; the digest
         // is checked either way.
-        let arguments = ["-o", "APT::Sandbox::User=root", "download", name];
+        arguments.extend(["-o", "APT::Sandbox::User=root", "download", name].map(OsString::from));
         command::run("apt-get", &arguments, temporary.path()).map_err(|source| {
             PackageError::Fetch {
                 file: offer.file.clone(),

@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use crate::architecture::Architecture;
 use crate::elf::{self, ElfError};
 use crate::packages::{Package, PackageError, PackageId, Packages};
 use crate::rooted;
@@ -27,16 +28,16 @@ const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "dumpe2fs"),
 ];
 
-/// Where Debian's dynamic loader looks when it has no cache file.
-const LIBRARY_DIRECTORIES: [&str; 4] = [
-    "usr/lib/x86_64-linux-gnu",
-    "usr/lib64",
-    "usr/lib",
-    "usr/lib/x86_64-linux-gnu/e2fsprogs",
-];
-
-/// Where libraries are put: the loader's first place.
-const LIBRARY_HOME: &str = LIBRARY_DIRECTORIES[0];
+/// Where Debian's dynamic loader looks when it has no cache file, for the library `name`.
+fn library_places(architecture: Architecture, name: &str) -> [String; 4] {
+    let home = architecture.library_directory();
+    [
+        format!("{home}/{name}"),
+        format!("usr/lib64/{name}"),
+        format!("usr/lib/{name}"),
+        format!("{home}/e2fsprogs/{name}"),
+    ]
+}
 
 /// Why a tool cannot be put into the image.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +106,11 @@ pub(crate) struct ToolFile {
 ///
 /// # Errors
 /// [`ToolError`].
-pub(crate) fn from_packages(packages: &mut Packages) -> Result<(Tree, Vec<ToolFile>), ToolError> {
-    let mut closure = Closure::default();
+pub(crate) fn from_packages(
+    packages: &mut Packages,
+    architecture: Architecture,
+) -> Result<(Tree, Vec<ToolFile>), ToolError> {
+    let mut closure = Closure::new(architecture);
     for (package, program) in TOOLS {
         let with_libraries = packages
             .take_with_dependencies(package, |name| name.starts_with("lib"))
@@ -117,12 +121,20 @@ pub(crate) fn from_packages(packages: &mut Packages) -> Result<(Tree, Vec<ToolFi
 }
 
 /// Files gathered so far, by path in the image without the leading `/`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Closure {
+    architecture: Architecture,
     files: BTreeMap<String, (Vec<u8>, u32, PackageId)>,
 }
 
 impl Closure {
+    fn new(architecture: Architecture) -> Self {
+        Self {
+            architecture,
+            files: BTreeMap::new(),
+        }
+    }
+
     /// Adds `program` of the first package, and what it needs of any of `packages`.
     fn add_program(&mut self, program: &str, packages: &[Package]) -> Result<(), ToolError> {
         let Some(first) = packages.first() else {
@@ -157,7 +169,7 @@ impl Closure {
             path: file.clone(),
             source,
         })?;
-        let linkage = elf::linkage(&data).map_err(|source| ToolError::Elf {
+        let linkage = elf::linkage(&data, self.architecture).map_err(|source| ToolError::Elf {
             path: file.clone(),
             source,
         })?;
@@ -181,9 +193,10 @@ impl Closure {
             if self.has_loader(library) {
                 continue;
             }
-            let places = LIBRARY_DIRECTORIES.map(|directory| format!("{directory}/{library}"));
+            let places = library_places(self.architecture, library);
             let (owner, found) = find_in(packages, &places).ok_or_else(|| missing(library))?;
-            let home = format!("{LIBRARY_HOME}/{library}");
+            // The loader's first place.
+            let home = format!("{}/{library}", self.architecture.library_directory());
             self.add(&home, found, 0o644, &owner.id, packages)?;
         }
         Ok(())
@@ -276,7 +289,7 @@ mod tests {
     #[test]
     fn libraries_of_libraries_and_the_loader_come_along() {
         let root = tempfile::tempdir().unwrap();
-        let mut closure = Closure::default();
+        let mut closure = Closure::new(Architecture::X64);
         closure.add_program("tool", &packages(root.path())).unwrap();
         let paths: Vec<String> = closure
             .finish()
@@ -301,7 +314,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut packages = packages(root.path());
         packages.remove(2);
-        let error = Closure::default()
+        let error = Closure::new(Architecture::X64)
             .add_program("tool", &packages)
             .unwrap_err();
         let ToolError::NoLibrary {
@@ -317,7 +330,7 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let error = Closure::default()
+        let error = Closure::new(Architecture::X64)
             .add_program("other", &packages(root.path()))
             .unwrap_err();
         assert!(matches!(error, ToolError::NoProgram { .. }));
