@@ -111,15 +111,12 @@ impl FlightRecorder {
 
     /// Records a fact now, with what follows from it: the machine's address, the loader it was told.
     pub(crate) fn record(&self, mac: MacAddress, fact: Fact) {
-        if fact.trouble() {
-            log::warn!("{mac}: {fact}");
-        } else if matches!(fact, Fact::FetchBegun { .. }) {
-            log::debug!("{mac}: {fact}");
-        } else {
-            log::info!("{mac}: {fact}");
-        }
         let event = Event { at: now_ms(), fact };
         let mut memory = self.lock();
+        if memory.has_begun(mac, &event.fact) {
+            return;
+        }
+        say(mac, &event.fact);
         if let Some(address) = event.fact.address() {
             memory.granted(mac, address);
         }
@@ -208,7 +205,11 @@ impl FlightRecorder {
             }
         }
         views.sort_by_key(|boot| boot.began);
-        let diagnosis = views.last().and_then(|boot| boot.diagnosis.clone());
+        let came_to: Vec<_> = views
+            .iter()
+            .map(|boot| (boot.began, boot.diagnosis.clone()))
+            .collect();
+        let diagnosis = diagnosis::diagnose_machine(&came_to);
         Timeline {
             boots: views,
             refused_loaders,
@@ -234,7 +235,30 @@ impl FlightRecorder {
     }
 }
 
+fn say(mac: MacAddress, fact: &Fact) {
+    if fact.trouble() {
+        log::warn!("{mac}: {fact}");
+    } else if matches!(fact, Fact::FetchBegun { .. }) {
+        log::debug!("{mac}: {fact}");
+    } else {
+        log::info!("{mac}: {fact}");
+    }
+}
+
 impl Memory {
+    /// A job begins once in a boot, however often the agent asks for it: an answer that was held
+    /// back while the agent asked again hands the job out twice.
+    fn has_begun(&self, mac: MacAddress, fact: &Fact) -> bool {
+        let Fact::JobBegins { job, .. } = fact else {
+            return false;
+        };
+        let events = self.machines.get(&mac).into_iter().flatten().rev();
+        let mut this_boot = events.take_while(|event| !matches!(event.fact, Fact::Beacon { .. }));
+        this_boot.any(
+            |event| matches!(&event.fact, Fact::JobBegins { job: earlier, .. } if earlier == job),
+        )
+    }
+
     fn add(&mut self, mac: MacAddress, event: Event) {
         if !self.machines.contains_key(&mac) && self.machines.len() >= MACHINES {
             let silent = self

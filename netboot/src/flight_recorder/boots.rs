@@ -308,7 +308,7 @@ fn silence(boot: Boot<'_>, last: Part, event: &Event) -> Option<Part> {
 pub(super) fn abandoned_loaders(events: &[Event]) -> Vec<String> {
     let mut abandoned: Vec<String> = Vec::new();
     for boot in boots(events) {
-        let told = boot.iter().find_map(|event| {
+        let told = boot.iter().rev().find_map(|event| {
             let by_firmware = matches!(event.fact.asker(), Some(Asker::Firmware { .. }));
             event.fact.told_file().filter(|_| by_firmware)
         });
@@ -371,3 +371,6 @@ pub(super) fn file_name(path: &str) -> &str {
     let path = path.split(['?', '#']).next().unwrap_or(path);
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
+
+#[cfg(test)]
+mod tests;

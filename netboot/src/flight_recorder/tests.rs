@@ -135,3 +135,26 @@ fn a_fetch_that_goes_on_is_shown_until_it_ends() {
     assert_eq!(events.len(), 1);
     assert_eq!(events[0].fact, fetched);
 }
+
+#[test]
+fn a_job_begins_once_in_a_boot_and_again_in_the_next() {
+    let recorder = FlightRecorder::in_memory();
+    let beacon = Fact::Beacon {
+        name: "pc".into(),
+        since_link_ms: None,
+    };
+    let begins = Fact::JobBegins {
+        job_kind: "capture".into(),
+        restore_point: "1".into(),
+        job: "2".into(),
+    };
+    for fact in [&beacon, &begins, &begins, &beacon, &begins] {
+        recorder.record(mac(1), fact.clone());
+    }
+    let begun: Vec<_> = recorder
+        .events(mac(1))
+        .into_iter()
+        .map(|event| event.fact)
+        .collect();
+    assert_eq!(begun, [beacon.clone(), begins.clone(), beacon, begins]);
+}
