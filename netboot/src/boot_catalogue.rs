@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use crate::boot_content::{Content, ContentCache};
 use crate::dhcp::boot_table::{
     self, BootRequest, FirstFile, FirstFiles, NoFirstFile, loader_names,
 };
@@ -63,6 +64,7 @@ pub(crate) struct BootCatalogue {
     /// Where loaders come from that the boot folder lacks: the distribution's package.
     loaders: PathBuf,
     table: Mutex<Table>,
+    contents: ContentCache,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl BootCatalogue {
                 files,
                 read_at: Instant::now(),
             }),
+            contents: ContentCache::default(),
         })
     }
 
@@ -104,6 +107,15 @@ impl BootCatalogue {
                 self.lock().files.get(&key).cloned().or(known)
             }
         }
+    }
+
+    /// The content of a file of the table. What is sent has the length of the content: the file may
+    /// be newer than the table.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn open(&self, file: &BootFile) -> io::Result<Content> {
+        self.contents.content(File::open(&file.path)?, &file.digest)
     }
 
     fn read_again(&self) {
@@ -134,11 +146,6 @@ impl FirstFiles for BootCatalogue {
 }
 
 impl BootFile {
-    /// Opens it.
-    pub(crate) fn open(&self) -> io::Result<File> {
-        File::open(&self.path)
-    }
-
     fn is_current(&self) -> bool {
         self.path
             .metadata()

@@ -5,6 +5,7 @@
 //! their own. Not here: the agent that runs on the machines.
 
 mod boot_catalogue;
+mod boot_content;
 mod boot_policy;
 mod cli;
 mod commands;

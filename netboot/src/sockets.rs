@@ -19,7 +19,9 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, getsockopt, sendto, socket, sockopt,
+};
 use protocol::dhcp::{CLIENT_PORT, MacAddress, SERVER_PORT};
 use smol::Async;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -286,15 +288,28 @@ impl FrameSocket {
     }
 }
 
-/// The socket that TFTP requests come to.
-pub(crate) fn tftp(address: Ipv4Addr, port: u16) -> Result<Async<UdpSocket>, OpenError> {
-    let socket = udp()?;
-    bind_udp(socket, SocketAddrV4::new(address, port))
+/// The socket that TFTP requests come to. It does not block.
+pub(crate) fn tftp(address: Ipv4Addr, port: u16) -> Result<UdpSocket, OpenError> {
+    let socket = bind_udp(udp()?, SocketAddrV4::new(address, port))?;
+    // It is waited for by its own thread.
+    socket
+        .into_inner()
+        .map_err(|error| system("the socket of TFTP", error))
 }
 
-/// The socket of one TFTP transfer: its port is the server's TID.
-pub(crate) fn transfer_socket(address: IpAddr) -> io::Result<Async<UdpSocket>> {
-    Async::<UdpSocket>::bind((address, 0))
+/// The socket of one TFTP transfer, connected to its client, and the packet size of the way there as
+/// far as the kernel knows it (ip(7), IP_MTU). Its port is the server's TID. It does not block.
+pub(crate) fn transfer_socket(
+    address: IpAddr,
+    client: SocketAddr,
+) -> io::Result<(UdpSocket, Option<u16>)> {
+    let socket = UdpSocket::bind((address, 0))?;
+    socket.connect(client)?;
+    socket.set_nonblocking(true)?;
+    let mtu = getsockopt(&socket, sockopt::IpMtu).ok();
+    // The loopback's 65536 is more than any packet has.
+    let mtu = mtu.map(|bytes| u16::try_from(bytes).unwrap_or(u16::MAX));
+    Ok((socket, mtu))
 }
 
 /// The socket that HTTP comes to.

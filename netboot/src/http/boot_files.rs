@@ -6,7 +6,6 @@
 //! Not here: what a machine boots (`boot_policy`), connections (`http::server`).
 
 use std::{
-    fs::File,
     io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::FileExt,
@@ -30,6 +29,7 @@ use uuid::Uuid;
 use super::PeerAddress;
 use crate::{
     boot_catalogue::BootCatalogue,
+    boot_content::Content,
     boot_policy::{
         BootDecision, LOADER_PATH, MachineDirectory, Platform, SCRIPT_PATH, UnknownMachines,
         chain_script, decide, script,
@@ -173,7 +173,7 @@ async fn send_named(
     // The catalogue may read the folder again, and opening a file may wait for the disk.
     let opened = smol::unblock(move || {
         let file = catalogue.find(&wanted)?;
-        Some(file.open().map(|content| (file, content)))
+        Some(catalogue.open(&file).map(|content| (file, content)))
     });
     let (file, content) = match opened.await {
         Some(Ok(opened)) => opened,
@@ -252,32 +252,47 @@ fn machine_of(recorder: &FlightRecorder, request: &Request) -> Option<MacAddress
     }
 }
 
-/// The file from `start`, piece by piece, each read when the connection has room for it.
+/// The file from `start`, piece by piece: from memory as it is, from the disk each piece when the
+/// connection has room for it.
 fn pieces(
-    content: File,
+    content: Content,
     start: u64,
     len: u64,
     report: Report,
 ) -> impl stream::Stream<Item = io::Result<Bytes>> {
-    let state = (Arc::new(content), report);
-    stream::unfold(state, move |(content, mut report)| async move {
+    stream::unfold((content, report), move |(content, mut report)| async move {
         let left = len - report.sent;
         if left == 0 {
             return None;
         }
         let size = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-        let (file, offset) = (Arc::clone(&content), start + report.sent);
-        let read = smol::unblock(move || {
-            let mut piece = vec![0; size];
-            file.read_exact_at(&mut piece, offset)
-                .map(|()| Bytes::from(piece))
-        });
-        let piece = read.await;
+        let offset = start + report.sent;
+        let piece = match &content {
+            Content::Memory(bytes) => part(bytes, offset, size),
+            Content::Disk { file, .. } => {
+                let file = Arc::clone(file);
+                let read = smol::unblock(move || {
+                    let mut piece = vec![0; size];
+                    file.read_exact_at(&mut piece, offset)
+                        .map(|()| Bytes::from(piece))
+                });
+                read.await
+            }
+        };
         if piece.is_ok() {
             report.sent += size as u64;
         }
         Some((piece, (content, report)))
     })
+}
+
+/// A part of bytes in memory, without a copy.
+fn part(bytes: &Bytes, offset: u64, len: usize) -> io::Result<Bytes> {
+    usize::try_from(offset)
+        .ok()
+        .and_then(|start| bytes.get(start..start.checked_add(len)?))
+        .map(|part| bytes.slice_ref(part))
+        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// Tells the flight recorder how a fetch ended: whole, or when the connection was dropped.

@@ -35,7 +35,7 @@ use crate::{
     tftp::{server::TftpServer, transfer::Limits},
 };
 
-/// Threads for everything but DHCP; transfers wait for the network, not for the processor.
+/// Threads for everything but DHCP and TFTP; they wait for the network, not for the processor.
 const THREADS: usize = 2;
 /// Largest TFTP window: what a small switch port can queue.
 const TFTP_WINDOW: u16 = 64;
@@ -94,11 +94,8 @@ pub(super) fn serve(
         window: TFTP_WINDOW,
     };
     let tftp = TftpServer::new(Arc::clone(&catalogue), Arc::clone(&recorder), limits);
-    let tftp = Arc::new(tftp);
-    for socket in doors.tftp {
-        let task = Arc::clone(&tftp).run(socket, Arc::clone(&parts.executor));
-        parts.start("the TFTP server", task).detach();
-    }
+    let (tftp, sockets) = (Arc::new(tftp), doors.tftp);
+    parts.start_thread("the TFTP server", async move { tftp.run(sockets) })?;
     if !doors.dhcp.is_empty() {
         let mut store = SqliteLeases::open(&state)?;
         let leases = store.load()?;
@@ -140,7 +137,7 @@ pub(super) fn serve(
 struct Doors {
     control: Async<UnixListener>,
     http: Vec<Async<TcpListener>>,
-    tftp: Vec<Async<UdpSocket>>,
+    tftp: Vec<UdpSocket>,
     dhcp: Vec<DhcpSocket>,
 }
 
@@ -179,7 +176,7 @@ impl Doors {
         let dhcp = dhcp.map_or("off".to_owned(), |socket| socket.port().to_string());
         let tftp = self.tftp.first();
         let tftp = tftp
-            .and_then(|socket| socket.get_ref().local_addr().ok())
+            .and_then(|socket| socket.local_addr().ok())
             .map_or(0, |address| address.port());
         let http = self.http_port();
         format!(
