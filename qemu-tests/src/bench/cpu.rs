@@ -1,33 +1,89 @@
-//! Processor time of a process, its threads and its children.
+//! Processor time of a server with all its threads and children, those that have ended included.
+//!
+//! A control group is the only account of children that nobody waits for (in.tftpd's). Version 2 and
+//! version 1 of them are understood (kernel: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/cpuacct.rst).
 
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::{SysconfVar, sysconf};
+use anyhow::{Context, bail};
 
-/// What a process and the children it has waited for have used so far, in user and in kernel mode.
-///
-/// # Errors
-/// When the process is gone.
-pub(crate) fn used(pid: u32) -> io::Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let per_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100);
-    ticks(&stat)
-        .map(|ticks| Duration::from_secs_f64(ticks as f64 / per_second as f64))
-        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood: {stat}")))
+/// Where control groups are, and which file of a group has its processor time.
+const ROOTS: [(&str, &str); 3] = [
+    ("/sys/fs/cgroup", "cpu.stat"),
+    ("/sys/fs/cgroup/unified", "cpu.stat"),
+    ("/sys/fs/cgroup/cpuacct", "cpuacct.usage"),
+];
+
+/// The account of one server. Dropping it closes it, when the server has ended.
+#[derive(Debug)]
+pub(crate) struct CpuAccount {
+    group: PathBuf,
+    file: &'static str,
 }
 
-/// Fields 14 to 17 of proc_pid_stat(5): utime, stime, cutime, cstime.
-fn ticks(stat: &str) -> Option<u64> {
-    // The name in parentheses may contain anything; the last parenthesis ends it, field 3 follows.
-    let (_, after) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = after.split_whitespace().collect();
-    fields
-        .get(11..15)?
-        .iter()
-        .map(|field| field.parse::<u64>().ok())
-        .sum()
+impl CpuAccount {
+    /// Opens the account of a process that has not begun its work; its children come with it.
+    pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
+        let mut reasons = Vec::new();
+        for (root, file) in ROOTS {
+            let group = Path::new(root).join(format!("netboot-bench-{pid}"));
+            match open(&group, file, pid) {
+                Ok(()) => return Ok(Self { group, file }),
+                Err(error) => {
+                    // It may not have been made at all.
+                    let _ = fs::remove_dir(&group);
+                    reasons.push(format!("{}: {error}", group.display()));
+                }
+            }
+        }
+        bail!(
+            "processor time needs a control group: {}",
+            reasons.join("; ")
+        )
+    }
+
+    /// What was used so far, in user and in kernel mode.
+    pub(crate) fn used(&self) -> anyhow::Result<Duration> {
+        let path = self.group.join(self.file);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        usage(&text).with_context(|| format!("{} is not understood: {text}", path.display()))
+    }
+}
+
+impl Drop for CpuAccount {
+    fn drop(&mut self) {
+        // The kernel keeps a group as long as a process is in it; one that is being killed may be.
+        for _ in 0..100 {
+            match fs::remove_dir(&self.group) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                _ => return,
+            }
+        }
+        log::warn!("the control group {} stays", self.group.display());
+    }
+}
+
+fn open(group: &Path, file: &str, pid: u32) -> io::Result<()> {
+    fs::create_dir(group)?;
+    fs::read_to_string(group.join(file))?;
+    fs::write(group.join("cgroup.procs"), pid.to_string())
+}
+
+/// `usage_usec` of `cpu.stat`, or the one number of nanoseconds of `cpuacct.usage`.
+fn usage(text: &str) -> Option<Duration> {
+    if let Ok(nanoseconds) = text.trim().parse() {
+        return Some(Duration::from_nanos(nanoseconds));
+    }
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "))?;
+    line.trim().parse().ok().map(Duration::from_micros)
 }
 
 #[cfg(test)]
@@ -35,14 +91,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_four_times_are_summed_whatever_the_name() {
-        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 100 20 3 4 20 0 1";
-        assert_eq!(ticks(stat), Some(127));
-        assert_eq!(ticks("7 (short) S 1"), None);
-    }
-
-    #[test]
-    fn this_process_has_a_time() {
-        used(std::process::id()).unwrap();
+    fn both_versions_are_read() {
+        assert_eq!(usage("1500\n"), Some(Duration::from_nanos(1500)));
+        let text = "usage_usec 42\nuser_usec 40\nsystem_usec 2\n";
+        assert_eq!(usage(text), Some(Duration::from_micros(42)));
+        assert_eq!(usage("user_usec 40\n"), None);
     }
 }

@@ -15,7 +15,7 @@ use anyhow::Context;
 use super::tftp_client::{self, Agreed, Fetch};
 use super::tftp_servers::{self, OURS, SMALL_FILE, TftpServer};
 use super::udp_delay::DelayedWay;
-use super::{Report, Row, cpu};
+use super::{Report, Row};
 use crate::lab::namespace::Namespace;
 use crate::scenarios::Settings;
 
@@ -29,7 +29,7 @@ const DELAY: Duration = Duration::from_millis(1);
 const MIB: usize = 1 << 20;
 /// Files to choose from, in bytes; the largest is that of a large initial file system.
 const FILES: [usize; 6] = [MIB / 8, MIB / 2, 2 * MIB, 8 * MIB, 16 * MIB, 32 * MIB];
-/// A turn lasts at least so long: processor time comes in steps of 10 ms.
+/// A turn lasts at least so long, however fast a fetch is.
 const TURN: Duration = Duration::from_millis(150);
 const TURNS: usize = 5;
 /// With a delay a turn is mostly waiting, which differs less.
@@ -199,7 +199,7 @@ impl Totals {
 }
 
 fn turn(ask: &Fetch<'_>, content: &[u8], server: &TftpServer) -> anyhow::Result<Totals> {
-    let used_before = cpu::used(server.id())?;
+    let used_before = server.cpu.used()?;
     let (began, mut bytes, mut losses, mut speed) = (Instant::now(), 0, 0, 0.0_f64);
     let agreed = loop {
         let started = Instant::now();
@@ -215,7 +215,7 @@ fn turn(ask: &Fetch<'_>, content: &[u8], server: &TftpServer) -> anyhow::Result<
         agreed: Agreed { losses, ..agreed },
         bytes,
         speed,
-        cpu: cpu::used(server.id())?.saturating_sub(used_before),
+        cpu: server.cpu.used()?.saturating_sub(used_before),
     })
 }
 

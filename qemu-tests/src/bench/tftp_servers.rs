@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use protocol::tftp;
 
+use super::cpu::CpuAccount;
 use super::peers::{self, Process};
 use super::tftp_client::{self, Fetch};
 use crate::lab::deadline::Deadline;
@@ -31,14 +32,10 @@ pub(crate) struct TftpServer {
     pub(crate) name: &'static str,
     /// Where it is asked.
     pub(crate) address: SocketAddrV4,
-    process: Process,
-}
-
-impl TftpServer {
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.process.id()
-    }
+    // Killed before its account is closed.
+    _process: Process,
+    /// Its processor time.
+    pub(crate) cpu: CpuAccount,
 }
 
 /// Starts ours and all peers on the files of one folder.
@@ -62,7 +59,8 @@ pub(crate) fn start_all(
         anyhow::Ok(TftpServer {
             name,
             address,
-            process,
+            cpu: CpuAccount::of(process.id())?,
+            _process: process,
         })
     };
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
@@ -150,7 +148,8 @@ fn start_ours(
     Ok(TftpServer {
         name: OURS,
         address,
-        process,
+        cpu: CpuAccount::of(process.id())?,
+        _process: process,
     })
 }
 
