@@ -14,6 +14,8 @@ mod control_client;
 mod dhcp;
 mod flight_recorder;
 mod frames;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod http;
 mod jobs;
 mod machines;

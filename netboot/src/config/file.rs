@@ -107,7 +107,7 @@ struct RawBoot {
 
 impl Config {
     /// Reads and checks the text of a file, with the command line on top.
-    pub(super) fn parse(
+    pub(crate) fn parse(
         text: &str,
         path: &Path,
         overrides: Overrides,

@@ -28,6 +28,8 @@
 
 mod chunk_store;
 mod durable;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod lock;
 mod opening;
 mod pack;
