@@ -70,7 +70,9 @@ pub(crate) struct DhcpServer {
 
 impl DhcpServer {
     /// A server with the leases of an earlier run. Those outside every subnet are forgotten.
-    pub(crate) fn new(settings: Settings, saved: Vec<Lease>) -> Self {
+    pub(crate) fn new(settings: Settings, mut saved: Vec<Lease>) -> Self {
+        // The last one of a client in a subnet is the one it keeps: what it holds, not what it left.
+        saved.sort_by_key(|lease| (lease.state == LeaseState::Bound, lease.until));
         let mut set_aside: HashSet<Ipv4Addr> =
             settings.reservations.values().flatten().copied().collect();
         for subnet in &settings.subnets {
@@ -169,6 +171,7 @@ impl DhcpServer {
         // another address (its reservation is new) holds that one instead: an address that was
         // taken from the pool and held for nobody would never come back to it.
         if !granted {
+            self.leave(exchange, address, reaction);
             self.leases.put(
                 exchange.subnet,
                 Lease {
@@ -231,8 +234,8 @@ impl DhcpServer {
             state: LeaseState::Bound,
             until: exchange.now.after(self.settings.lease_seconds),
         };
-        self.leases.put(exchange.subnet, lease.clone());
-        reaction.changed.push(lease);
+        self.leave(exchange, address, reaction);
+        self.keep(exchange, lease, reaction);
         self.answer(exchange, MessageType::Ack, Some(address), reaction, files);
     }
 
@@ -286,6 +289,21 @@ impl DhcpServer {
             },
             reaction,
         );
+    }
+
+    /// A client that goes to another address of its subnet leaves the one it had, on disk too: a
+    /// server that starts again would not know which of the two is its.
+    fn leave(&self, exchange: &Exchange<'_>, address: Ipv4Addr, reaction: &mut Reaction) {
+        if let Some(old) = self.leases.of_client(exchange.subnet, exchange.mac)
+            && old.address != address
+            && old.state == LeaseState::Bound
+        {
+            reaction.changed.push(Lease {
+                state: LeaseState::Released,
+                until: exchange.now,
+                ..old.clone()
+            });
+        }
     }
 
     fn keep(&mut self, exchange: &Exchange<'_>, lease: Lease, reaction: &mut Reaction) {

@@ -201,6 +201,26 @@ fn a_client_back_with_its_old_address_is_confirmed() {
     assert_eq!(answer(&reaction).message_type(), Some(MessageType::Ack));
 }
 
+/// Found by the fuzz target `dhcp_server`: both addresses were saved as the client's, and which one a
+/// server that started again took for its own depended on their ends.
+#[test]
+fn a_client_that_moved_keeps_its_last_address_over_a_restart() {
+    let mut server = server(100, 101);
+    let old = bind(&mut server, client(1), START);
+    let new = address(if old == address(100) { 101 } else { 100 });
+    // The clock was set back meanwhile: the new lease ends before the old one.
+    let earlier = UnixSeconds(START.0 - 1000);
+    let mut reboot = request(client(1), MessageType::Request);
+    reboot.options.set(code::REQUESTED_ADDRESS, new.octets());
+    let moved = react(&mut server, &reboot, earlier);
+    assert_eq!(answer(&moved).your_address, new);
+    let left: Vec<_> = moved.changed.iter().map(|lease| lease.state).collect();
+    assert_eq!(left, [LeaseState::Released, LeaseState::Bound]);
+    let mut server = DhcpServer::new(settings(100, 101), moved.changed);
+    assert_eq!(bind(&mut server, client(2), earlier), old);
+    assert_eq!(bind(&mut server, client(1), earlier), new);
+}
+
 #[test]
 fn a_client_nobody_knows_is_left_to_other_servers() {
     let mut server = server(100, 200);
