@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     commands::OperatorCommand,
-    config::{Config, DEFAULT_DATA_DIR, Overrides},
+    config::{Config, DEFAULT_DATA_DIR, DhcpMode, Overrides},
     serve::ServeError,
 };
 
@@ -104,6 +104,10 @@ pub(crate) struct ServeArgs {
     /// some of the interface's network that no other DHCP server gives
     #[arg(long, value_name = "FIRST-LAST")]
     pool: Option<String>,
+    /// Whether to give addresses: server, proxy beside another DHCP server,
+    /// off, or auto to look for another server first [default: auto]
+    #[arg(long, value_name = "MODE", hide_possible_values = true)]
+    mode: Option<DhcpMode>,
     /// Make the data directory when it is not there
     #[arg(long)]
     pub(crate) create: bool,
@@ -124,6 +128,7 @@ impl ServeArgs {
             data_dir,
             boot_files: self.boot_files.clone(),
             pool: self.pool.clone(),
+            mode: self.mode,
         }
     }
 }

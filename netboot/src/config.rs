@@ -6,6 +6,7 @@
 //! Not here: the command line's own syntax (`cli`), whether ports and interfaces can be had
 //! (`sockets`).
 
+mod dhcp;
 mod error;
 mod file;
 
@@ -20,7 +21,7 @@ use std::{
 use ipnet::Ipv4Net;
 use protocol::dhcp::MacAddress;
 
-use crate::boot_policy::UnknownMachines;
+use crate::{boot_policy::UnknownMachines, dhcp::proxy::WayPolicy};
 pub(crate) use error::ConfigError;
 
 /// Where state is kept when nobody says otherwise; made when it is not there.
@@ -65,13 +66,30 @@ pub(crate) enum Listen {
     Address(Ipv4Addr),
 }
 
-/// The DHCP server.
+/// DHCP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Dhcp {
-    /// Its port.
+    /// Server or proxy.
+    pub(crate) mode: DhcpMode,
+    /// The servers' port.
     pub(crate) port: u16,
+    /// Which firmware a proxy tells which way.
+    pub(crate) ways: WayPolicy,
     /// How long a lease lasts.
     pub(crate) lease_seconds: u32,
+}
+
+/// What we are to machines that ask by DHCP (`dhcp.mode`, `--mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DhcpMode {
+    /// The proxy where another DHCP server answers, else the server
+    Auto,
+    /// The DHCP server: gives addresses and boot files
+    Server,
+    /// Gives boot files only, beside another DHCP server
+    Proxy,
+    /// Neither
+    Off,
 }
 
 /// A subnet.
@@ -100,6 +118,8 @@ pub(crate) struct Overrides {
     pub(crate) boot_files: Option<PathBuf>,
     /// `--pool FIRST-LAST`.
     pub(crate) pool: Option<String>,
+    /// `--mode`.
+    pub(crate) mode: Option<DhcpMode>,
 }
 
 impl Config {

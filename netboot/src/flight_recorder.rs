@@ -20,7 +20,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use protocol::dhcp::MacAddress;
@@ -166,6 +166,17 @@ impl FlightRecorder {
     /// The machine that was granted an address last.
     pub(crate) fn machine_at(&self, address: Ipv4Addr) -> Option<MacAddress> {
         self.lock().addresses.get(&address).copied()
+    }
+
+    /// Whether the machine fetched, or asked for, any file within the time given, back from now.
+    pub(crate) fn fetched_within(&self, mac: MacAddress, back: Duration) -> bool {
+        let back = u64::try_from(back.as_millis()).unwrap_or(u64::MAX);
+        let since = now_ms().saturating_sub(back);
+        let memory = self.lock();
+        let events = memory.machines.get(&mac).into_iter().flatten().rev();
+        events
+            .take_while(|event| event.at >= since)
+            .any(|event| event.fact.stage() != Stage::Dhcp)
     }
 
     /// The one machine that can be asking for a loader from an address that is nobody's: behind

@@ -24,6 +24,15 @@ pub(crate) fn udp_frame(
     to: SocketAddrV4,
     payload: &[u8],
 ) -> Vec<u8> {
+    let packet = udp_packet(from, to, payload);
+    let len = packet.len();
+    frame(from_mac, to_mac, EthernetProtocol::Ipv4, len, |bytes| {
+        bytes.copy_from_slice(&packet);
+    })
+}
+
+/// A UDP packet in an IPv4 packet.
+pub(crate) fn udp_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     let udp = UdpRepr {
         src_port: from.port(),
         dst_port: to.port(),
@@ -36,19 +45,40 @@ pub(crate) fn udp_frame(
         hop_limit: 64,
     };
     let checksums = ChecksumCapabilities::default();
-    let len = ip.buffer_len() + ip.payload_len;
-    frame(from_mac, to_mac, EthernetProtocol::Ipv4, len, |bytes| {
-        let mut packet = Ipv4Packet::new_unchecked(bytes);
-        ip.emit(&mut packet, &checksums);
-        udp.emit(
-            &mut UdpPacket::new_unchecked(packet.payload_mut()),
-            &ip.src_addr.into(),
-            &ip.dst_addr.into(),
-            payload.len(),
-            |room| room.copy_from_slice(payload),
-            &checksums,
-        );
-    })
+    let mut bytes = vec![0; ip.buffer_len() + ip.payload_len];
+    let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
+    ip.emit(&mut packet, &checksums);
+    udp.emit(
+        &mut UdpPacket::new_unchecked(packet.payload_mut()),
+        &ip.src_addr.into(),
+        &ip.dst_addr.into(),
+        payload.len(),
+        |room| room.copy_from_slice(payload),
+        &checksums,
+    );
+    bytes
+}
+
+/// Sender, addressee and payload of a UDP packet in a frame; `None` for anything else. Checksums are
+/// not looked at: a packet of this machine has none yet when a packet socket sees it.
+pub(crate) fn udp_payload(frame: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    if ethernet.ethertype() != EthernetProtocol::Ipv4 {
+        return None;
+    }
+    let header = frame.len() - ethernet.payload().len();
+    let ip = Ipv4Packet::new_checked(frame.get(header..)?).ok()?;
+    if ip.next_header() != IpProtocol::Udp || ip.more_frags() || ip.frag_offset() != 0 {
+        return None;
+    }
+    let start = header + usize::from(ip.header_len());
+    let end = header + usize::from(ip.total_len());
+    let udp = UdpPacket::new_checked(frame.get(start..end)?).ok()?;
+    let from = SocketAddrV4::new(ip.src_addr(), udp.src_port());
+    let to = SocketAddrV4::new(ip.dst_addr(), udp.dst_port());
+    // The UDP header is eight bytes (RFC 768).
+    let payload = frame.get(start + 8..start + usize::from(udp.len()))?;
+    Some((from, to, payload))
 }
 
 /// The smallest router advertisement (RFC 4861 §4.2): lifetime 0, "I am no default router", and
@@ -151,6 +181,37 @@ mod tests {
             (udp.src_port(), udp.dst_port(), udp.payload()),
             (67, 68, &b"hello"[..])
         );
+    }
+
+    #[test]
+    fn a_udp_frame_is_read_back_and_cut_ones_are_not() {
+        let from = SocketAddrV4::new([10, 77, 0, 1].into(), 67);
+        let to = SocketAddrV4::new([255; 4].into(), 68);
+        let mut bytes = udp_frame(SERVER, CLIENT, from, to, b"hello");
+        assert_eq!(udp_payload(&bytes), Some((from, to, &b"hello"[..])));
+        for len in 0..bytes.len() {
+            assert_eq!(udp_payload(&bytes[..len]), None);
+        }
+        // Ethernet pads short frames.
+        bytes.extend([0; 20]);
+        assert_eq!(udp_payload(&bytes), Some((from, to, &b"hello"[..])));
+        bytes[12] = 0x86;
+        assert_eq!(udp_payload(&bytes), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_frame_makes_the_reader_panic(
+            noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..120),
+            at in 0_usize..60,
+        ) {
+            let from = SocketAddrV4::new([10, 77, 0, 1].into(), 67);
+            let mut bytes = udp_frame(SERVER, CLIENT, from, from, &[0; 40]);
+            let end = bytes.len().min(at + noise.len());
+            bytes[at..end].copy_from_slice(&noise[..end - at]);
+            let _ = udp_payload(&bytes);
+            let _ = udp_payload(&noise);
+        }
     }
 
     #[test]

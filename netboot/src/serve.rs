@@ -6,7 +6,9 @@
 //! Not here: protocols; each has its own module and gets its socket from `running`.
 
 mod links;
+mod roles;
 mod running;
+mod watch;
 
 use std::{
     fs, io,

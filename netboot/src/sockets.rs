@@ -1,9 +1,11 @@
 //! The one file that opens the server's sockets.
 //!
-//! Invariants: every socket of the server is made here; a DHCP socket hears one interface only; a
+//! Invariants: every socket of the server is made here and in `shared`; a DHCP socket hears one interface only; a
 //! client without an address is reached by a frame of ours, never by an ARP entry.
 //!
 //! Not here: what is said on them.
+
+mod shared;
 
 use std::{
     fs, io,
@@ -27,10 +29,15 @@ use smol::Async;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    dhcp::exchange::{Destination, Reply},
+    dhcp::{
+        exchange::{Destination, Reply},
+        proxy::BOOT_SERVER_PORT,
+    },
     frames,
     port_owner::{Transport, port_owner},
 };
+
+pub(crate) use shared::{DhcpProbe, ProxySocket};
 
 /// Connections that may wait to be accepted: a room of machines at once.
 const BACKLOG: i32 = 1024;
@@ -42,9 +49,10 @@ const DHCP_RECEIVE_BUFFER: usize = 4 << 20;
 pub(crate) enum OpenError {
     /// Another program has the port.
     #[error(
-        "{} port {port} on {address} is taken{}: stop it, or choose another port in the configuration",
+        "{} port {port} on {address} is taken{}: stop it, {}",
         .transport.name(),
-        .owner.as_ref().map_or(" by another program".to_owned(), |owner| format!(" by {owner}"))
+        .owner.as_ref().map_or(" by another program".to_owned(), |owner| format!(" by {owner}")),
+        instead_of_stopping(*.transport, *.port)
     )]
     PortTaken {
         /// UDP or TCP.
@@ -99,6 +107,19 @@ pub(crate) enum OpenError {
     },
 }
 
+/// What to do about a taken port, beside stopping its owner.
+fn instead_of_stopping(transport: Transport, port: u16) -> &'static str {
+    match (transport, port) {
+        (Transport::Udp, SERVER_PORT) => {
+            "or let netboot work beside that DHCP server with --mode proxy"
+        }
+        (Transport::Udp, BOOT_SERVER_PORT) => {
+            "it is another boot server, or let netboot leave DHCP to it with --mode off"
+        }
+        _ => "or choose another port in the configuration",
+    }
+}
+
 /// A network interface.
 #[derive(Debug, Clone)]
 pub(crate) struct Interface {
@@ -107,6 +128,14 @@ pub(crate) struct Interface {
     /// Its IPv4 addresses with their networks.
     pub(crate) addresses: Vec<Ipv4Net>,
     link: Option<LinkAddr>,
+}
+
+impl Interface {
+    /// Whether it has a card's address, so that frames can be sent and other machines be on it.
+    pub(crate) fn is_ethernet(&self) -> bool {
+        let mac = self.link.as_ref().and_then(LinkAddr::addr);
+        mac.is_some_and(|mac| MacAddress::new(mac).is_unicast())
+    }
 }
 
 /// The interfaces of this machine.

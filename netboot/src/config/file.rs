@@ -16,8 +16,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Config, ConfigError, DEFAULT_DATA_DIR, Dhcp, Listen, Overrides, SubnetConfig, is_within,
-    parse_range, pool_option,
+    Config, ConfigError, DEFAULT_DATA_DIR, Listen, Overrides, SubnetConfig,
+    dhcp::{RawProxyClient, dhcp},
+    is_within, parse_range, pool_option,
 };
 use crate::boot_policy::UnknownMachines;
 
@@ -35,6 +36,7 @@ struct RawConfig {
     tftp: RawTftp,
     http: RawHttp,
     subnet: Vec<RawSubnet>,
+    proxy_client: Vec<RawProxyClient>,
     reservation: Vec<RawReservation>,
     boot: RawBoot,
 }
@@ -58,10 +60,11 @@ enum OneOrMany {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
-struct RawDhcp {
-    mode: Option<Spanned<String>>,
-    port: Option<u16>,
-    lease_seconds: Option<Spanned<u32>>,
+pub(super) struct RawDhcp {
+    pub(super) mode: Option<Spanned<String>>,
+    pub(super) port: Option<u16>,
+    pub(super) lease_seconds: Option<Spanned<u32>>,
+    pub(super) proxy_offer: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -119,7 +122,7 @@ impl Config {
         })?;
         let check = Check { text, path };
         let subnets = subnets(&check, &raw.subnet)?;
-        let dhcp = dhcp(&check, &raw.dhcp)?;
+        let dhcp = dhcp(&check, &raw.dhcp, &raw.proxy_client, overrides.mode)?;
         let mut reservations: HashMap<MacAddress, Vec<Ipv4Addr>> = HashMap::new();
         for reservation in &raw.reservation {
             let (mac, address) = check.reservation(reservation, &subnets, &reservations)?;
@@ -170,13 +173,13 @@ impl Config {
     }
 }
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     text: &'a str,
     path: &'a Path,
 }
 
 impl Check<'_> {
-    fn error<T>(
+    pub(super) fn error<T>(
         &self,
         at: &Spanned<T>,
         key: &'static str,
@@ -215,7 +218,7 @@ impl Check<'_> {
         }
     }
 
-    fn number<N: PartialOrd + fmt::Display + Copy>(
+    pub(super) fn number<N: PartialOrd + fmt::Display + Copy>(
         &self,
         value: Option<&Spanned<N>>,
         key: &'static str,
@@ -297,33 +300,6 @@ fn listen(
         }
         (None, Some(listen)) => Ok(Listen::Address(check.address(listen, "network.listen")?)),
         (None, None) => Err(ConfigError::NoNetwork),
-    }
-}
-
-fn dhcp(check: &Check<'_>, raw: &RawDhcp) -> Result<Option<Dhcp>, ConfigError> {
-    let mode = raw
-        .mode
-        .as_ref()
-        .map_or("server", |mode| mode.get_ref().as_str());
-    match (mode, &raw.mode) {
-        ("server", _) => Ok(Some(Dhcp {
-            port: raw.port.unwrap_or(protocol::dhcp::SERVER_PORT),
-            lease_seconds: check.number(
-                raw.lease_seconds.as_ref(),
-                "dhcp.lease_seconds",
-                60..=31_536_000,
-                3600,
-            )?,
-        })),
-        ("off", _) => Ok(None),
-        ("proxy" | "auto", Some(at)) => Err(check.error(
-            at,
-            "dhcp.mode",
-            mode,
-            "\"server\" or \"off\": this version cannot work beside another DHCP server yet",
-        )),
-        (_, Some(at)) => Err(check.error(at, "dhcp.mode", mode, "\"server\" or \"off\"")),
-        (_, None) => Ok(None),
     }
 }
 

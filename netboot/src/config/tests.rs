@@ -1,6 +1,7 @@
 //! Configurations as people write them, right and wrong.
 
 use super::*;
+use crate::dhcp::proxy::{Way, WayChoice, WayRule};
 
 const WHOLE: &str = r#"
 data_dir = "/var/lib/netboot"
@@ -45,6 +46,8 @@ fn a_whole_configuration_is_read() {
     assert_eq!(
         config.dhcp,
         Some(Dhcp {
+            mode: DhcpMode::Server,
+            ways: WayPolicy::default(),
             port: 67,
             lease_seconds: 7200
         })
@@ -104,8 +107,8 @@ fn every_complaint_names_file_line_key_and_what_belongs_there() {
         ),
         (
             "mode = \"server\"",
-            "mode = \"proxy\"",
-            "netboot.toml line 7: dhcp.mode is \"proxy\", expected \"server\" or \"off\": this version cannot work beside another DHCP server yet",
+            "mode = \"proxies\"",
+            "netboot.toml line 7: dhcp.mode is \"proxies\", expected \"auto\", \"server\", \"proxy\" or \"off\"",
         ),
         (
             "address = \"10.77.0.7\"",
@@ -176,4 +179,72 @@ fn the_example_is_right_and_says_the_defaults() {
         ..example
     };
     assert_eq!(stripped, bare);
+}
+
+#[test]
+fn the_mode_is_auto_unless_the_file_or_before_it_the_command_line_says_otherwise() {
+    let mode = |text: &str, option: Option<DhcpMode>| {
+        let overrides = Overrides {
+            mode: option,
+            ..Overrides::default()
+        };
+        let text = format!("[network]\ninterface = \"eth0\"\n[dhcp]\n{text}");
+        let config = Config::parse(&text, Path::new("netboot.toml"), overrides);
+        config.expect("right").dhcp.map(|dhcp| dhcp.mode)
+    };
+    assert_eq!(mode("", None), Some(DhcpMode::Auto));
+    assert_eq!(mode("mode = \"proxy\"", None), Some(DhcpMode::Proxy));
+    assert_eq!(
+        mode("mode = \"proxy\"", Some(DhcpMode::Server)),
+        Some(DhcpMode::Server)
+    );
+    assert_eq!(mode("mode = \"server\"", Some(DhcpMode::Off)), None);
+}
+
+#[test]
+fn firmware_can_be_told_its_file_in_the_way_it_wants() {
+    let text = r#"
+[network]
+interface = "eth0"
+[dhcp]
+mode = "proxy"
+proxy_offer = "direct"
+[[proxy_client]]
+mac = "52:54:00"
+architecture = 7
+proxy_offer = "port-4011"
+"#;
+    let ways = parse(text).expect("right").dhcp.expect("DHCP").ways;
+    assert_eq!(ways.otherwise, WayChoice::Always(Way::Direct));
+    assert_eq!(
+        ways.rules,
+        [WayRule {
+            mac: Some(vec![0x52, 0x54, 0]),
+            vendor_class: None,
+            architecture: Some(7),
+            choice: WayChoice::Always(Way::Port4011),
+        }]
+    );
+    for (from, to, expected) in [
+        (
+            "\"direct\"",
+            "\"4011\"",
+            "line 6: dhcp.proxy_offer is \"4011\", expected \"auto\", \"direct\" or \"port-4011\"",
+        ),
+        (
+            "52:54:00",
+            "52:5",
+            "line 8: proxy_client.mac is \"52:5\", expected the beginning of a MAC address such as 52:54:00, or a whole one",
+        ),
+        (
+            "mac = \"52:54:00\"\narchitecture = 7\n",
+            "",
+            "line 8: proxy_client.proxy_offer is \"port-4011\", expected beside mac, vendor_class or architecture; for all machines it is dhcp.proxy_offer",
+        ),
+    ] {
+        assert_eq!(
+            complaint(&text.replace(from, to)),
+            format!("netboot.toml {expected}")
+        );
+    }
 }

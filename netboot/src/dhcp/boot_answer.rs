@@ -65,8 +65,9 @@ pub(super) fn add_boot_file(
         let prefix = vendor_class_prefix(BootProtocol::Http);
         reply.options.set(code::VENDOR_CLASS, prefix);
     }
-    if is_ipxe {
-        // no-pxedhcp (176): do not wait three seconds for a proxyDHCP offer.
+    if is_ipxe && source.role == Role::Server {
+        // no-pxedhcp (176): do not wait three seconds for a proxyDHCP offer. Our own offer ends that
+        // wait when we are the proxy.
         reply.options.set(code::IPXE, [176, 1, 1]);
     }
     reply.server_address = source.address;

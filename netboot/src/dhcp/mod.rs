@@ -5,5 +5,8 @@ pub(crate) mod boot_table;
 pub(crate) mod exchange;
 pub(crate) mod lease;
 pub(crate) mod lease_store;
+pub(crate) mod other_servers;
+pub(crate) mod proxy;
+pub(crate) mod proxy_service;
 pub(crate) mod server;
 pub(crate) mod service;

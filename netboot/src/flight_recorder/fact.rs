@@ -210,6 +210,13 @@ pub(crate) enum Fact {
         /// The file name or URL it was told.
         file: String,
     },
+    /// The proxy tells it its file another way from now on.
+    ProxyWay {
+        /// On port 4011, not in the offer.
+        port_4011: bool,
+        /// After so many boots without a fetch.
+        boots: u32,
+    },
     /// Nothing serves what the firmware is.
     ArchitectureNotServed {
         /// As it listed them.
@@ -364,6 +371,7 @@ impl Fact {
             | Self::ToldParameters { .. }
             | Self::ProxyOffered { .. }
             | Self::ProxyTold { .. }
+            | Self::ProxyWay { .. }
             | Self::ArchitectureNotServed { .. }
             | Self::LoaderMissing { .. }
             | Self::PoolExhausted { .. }
@@ -483,6 +491,18 @@ impl fmt::Display for Fact {
             Self::ProxyTold { by, address, file } => {
                 write!(f, "proxyDHCP: told the file {file} to {by}")?;
                 address.map_or(Ok(()), |address| write!(f, " at {address}"))
+            }
+            Self::ProxyWay { port_4011, boots } => {
+                let (way, before) = if *port_4011 {
+                    ("on port 4011", "in the offer")
+                } else {
+                    ("in the offer", "on port 4011")
+                };
+                write!(
+                    f,
+                    "proxyDHCP: told its file {before} in {boots} boots it fetched nothing, so it \
+                     is told {way} now"
+                )
             }
             Self::ArchitectureNotServed { architectures } => write!(
                 f,

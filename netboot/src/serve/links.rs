@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 
 use super::ServeError;
 use crate::{
-    config::{Config, ConfigError, Listen, SubnetConfig, is_within},
+    config::{Config, ConfigError, DhcpMode, Listen, SubnetConfig, is_within},
     dhcp::server::{Settings, Subnet},
     sockets::{self, Interface},
 };
@@ -28,6 +28,22 @@ impl Link {
             Some(interface) => format!("{} ({})", interface.name, self.address),
             None => self.address.to_string(),
         }
+    }
+
+    /// Our addresses on it with their networks.
+    pub(super) fn networks(&self) -> impl Iterator<Item = Ipv4Net> {
+        match &self.interface {
+            None => vec![Ipv4Net::from(self.address)],
+            Some(known) => known.addresses.clone(),
+        }
+        .into_iter()
+    }
+
+    /// Its interface, if other machines can be on it.
+    pub(super) fn ethernet(&self) -> Option<&Interface> {
+        self.interface
+            .as_ref()
+            .filter(|interface| interface.is_ethernet())
     }
 }
 
@@ -63,14 +79,7 @@ pub(super) fn links(config: &Config) -> Result<Vec<Link>, ServeError> {
 /// # Errors
 /// A subnet on no link, or nothing to give addresses from.
 pub(super) fn settings(config: &Config, links: &[Link]) -> Result<Settings, ServeError> {
-    let networks = || {
-        links.iter().flat_map(|link| {
-            let own = Ipv4Net::from(link.address);
-            link.interface
-                .as_ref()
-                .map_or_else(|| vec![own], |known| known.addresses.clone())
-        })
-    };
+    let networks = || links.iter().flat_map(Link::networks);
     let names = || links.iter().map(Link::name).collect::<Vec<_>>().join(", ");
     let mut subnets = Vec::new();
     for subnet in with_own_network(config, links)? {
@@ -100,7 +109,8 @@ pub(super) fn settings(config: &Config, links: &[Link]) -> Result<Settings, Serv
     })
 }
 
-/// The subnets of the configuration or, without any, the interface's network with `--pool`.
+/// The subnets of the configuration or, without any, the interface's network with `--pool`. A proxy needs
+/// none, and in `auto` mode another server may turn out to give the addresses.
 fn with_own_network(config: &Config, links: &[Link]) -> Result<Vec<SubnetConfig>, ServeError> {
     if !config.subnets.is_empty() || config.dhcp.is_none() {
         return Ok(config.subnets.clone());
@@ -115,6 +125,14 @@ fn with_own_network(config: &Config, links: &[Link]) -> Result<Vec<SubnetConfig>
                 .map(|network| (known.name.clone(), *network))
         })
         .collect();
+    let needed = match config.dhcp.as_ref().map(|dhcp| dhcp.mode) {
+        Some(DhcpMode::Server) => true,
+        Some(DhcpMode::Auto) => links.iter().any(|link| link.ethernet().is_none()),
+        Some(DhcpMode::Proxy | DhcpMode::Off) | None => false,
+    };
+    if config.pool.is_none() && !needed {
+        return Ok(Vec::new());
+    }
     let Some(pool) = &config.pool else {
         let example = own.first().map_or_else(
             || "10.77.0.100-10.77.0.200".to_owned(),
@@ -148,7 +166,7 @@ fn with_own_network(config: &Config, links: &[Link]) -> Result<Vec<SubnetConfig>
 }
 
 /// The third quarter of a network, to be written into a sentence.
-fn example_pool(network: Ipv4Net) -> String {
+pub(super) fn example_pool(network: Ipv4Net) -> String {
     let (first, last) = (u32::from(network.network()), u32::from(network.broadcast()));
     let quarter = (last - first) / 4;
     let (from, to) = (first + 2 * quarter, first + 3 * quarter);

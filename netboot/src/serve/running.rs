@@ -16,21 +16,30 @@ use std::{
 use async_channel::{Receiver, Sender};
 use async_signal::{Signal, Signals};
 use futures_lite::StreamExt;
+use ipnet::Ipv4Net;
 use smol::{Async, Executor, Task};
 
-use super::{ServeError, links::Link};
+use super::{
+    ServeError,
+    links::Link,
+    roles::{self, Chosen, Role},
+    watch::{self, Board, Watched},
+};
 use crate::{
     boot_catalogue::BootCatalogue,
     boot_policy::{INITRAMFS, KERNEL},
-    config::Config,
+    config::{Config, Dhcp},
     dhcp::{
+        boot_table::FirstFiles,
         lease_store::{LeaseStore, SqliteLeases},
+        proxy::{BOOT_SERVER_PORT, Door, ProxySettings, WayPolicy},
+        proxy_service::ProxyService,
         server::{DhcpServer, Settings},
         service::DhcpService,
     },
     flight_recorder::FlightRecorder,
     http::{Recovery, agent_api, boot_files, boot_files::BootFiles, operator_api, server},
-    sockets::{self, DhcpSocket, OpenError},
+    sockets::{self, DhcpSocket, OpenError, ProxySocket},
     store::DataLock,
     tftp::{server::TftpServer, transfer::Limits},
 };
@@ -52,8 +61,11 @@ pub(super) fn serve(
     raise_file_limit();
     // Held to the end: one server on a data directory.
     let _lock = DataLock::take(&config.data_dir)?;
-    let doors = Doors::open(config, links)?;
-    let ready = doors.ready_line(links);
+    // Before our own sockets are open: a server on this machine is found by the port it has.
+    let chosen = roles::choose(config, links, &settings)?;
+    let doors = Doors::open(config, links, &chosen)?;
+    let ready = doors.ready_line(links, &chosen);
+    let board = Arc::new(Board::new(links, &chosen));
     let http_port = config.advertised_port.unwrap_or(doors.http_port());
     for subnet in &mut settings.subnets {
         subnet.http_port = http_port;
@@ -86,7 +98,8 @@ pub(super) fn serve(
         let task = server::serve(listener, router, pool, stopped.clone());
         stopping.push(parts.start("the HTTP server", task));
     }
-    let (router, pool) = (operator_api::router(recovery), Arc::clone(&parts.executor));
+    let operators = operator_api::router(recovery).merge(watch::router(Arc::clone(&board)));
+    let (router, pool) = (operators, Arc::clone(&parts.executor));
     let task = server::serve(doors.control, router, pool, stopped);
     stopping.push(parts.start("the control socket", task));
     let limits = Limits {
@@ -96,6 +109,32 @@ pub(super) fn serve(
     let tftp = TftpServer::new(Arc::clone(&catalogue), Arc::clone(&recorder), limits);
     let (tftp, sockets) = (Arc::new(tftp), doors.tftp);
     parts.start_thread("the TFTP server", async move { tftp.run(sockets) })?;
+    for proxy in doors.proxies {
+        let settings = ProxySettings {
+            addresses: proxy.addresses,
+            http_port,
+            ways: proxy.ways,
+        };
+        let files = Arc::clone(&catalogue) as Arc<dyn FirstFiles>;
+        let service = Arc::new(ProxyService::new(settings, files, Arc::clone(&recorder)));
+        for (door, socket) in proxy.sockets {
+            let task = Arc::clone(&service).run(door, socket);
+            parts.start("the proxyDHCP server", task).detach();
+        }
+    }
+    for (index, (link, chosen)) in links.iter().zip(chosen).enumerate() {
+        if let (Some(interface), true) = (link.ethernet(), chosen.role != Role::Off) {
+            let watched = Watched {
+                index,
+                interface: interface.clone(),
+                chosen,
+            };
+            let task = watch::watch(watched, Arc::clone(&board));
+            parts
+                .start("the search for other DHCP servers", task)
+                .detach();
+        }
+    }
     if !doors.dhcp.is_empty() {
         let mut store = SqliteLeases::open(&state)?;
         let leases = store.load()?;
@@ -139,18 +178,35 @@ struct Doors {
     http: Vec<Async<TcpListener>>,
     tftp: Vec<UdpSocket>,
     dhcp: Vec<DhcpSocket>,
+    proxies: Vec<ProxyDoors>,
+}
+
+/// The proxy's sockets on one link.
+struct ProxyDoors {
+    addresses: Vec<Ipv4Net>,
+    ways: WayPolicy,
+    sockets: [(Door, ProxySocket); 2],
 }
 
 impl Doors {
-    fn open(config: &Config, links: &[Link]) -> Result<Self, OpenError> {
-        let dhcp = |link: &Link| {
-            let port = config.dhcp.as_ref()?.port;
-            Some(match &link.interface {
-                Some(interface) => DhcpSocket::on_interface(interface, port),
-                None => DhcpSocket::on_address(link.address, port),
+    fn open(config: &Config, links: &[Link], chosen: &[Chosen]) -> Result<Self, OpenError> {
+        let with_role = |role| {
+            let pairs = links.iter().zip(chosen);
+            pairs.filter_map(move |(link, chosen)| {
+                let dhcp = config.dhcp.as_ref()?;
+                (chosen.role == role).then_some((link, dhcp))
             })
         };
-        let each = || links.iter().map(|link| link.address);
+        let server = |(link, dhcp): (&Link, &Dhcp)| match &link.interface {
+            Some(interface) => DhcpSocket::on_interface(interface, dhcp.port),
+            None => DhcpSocket::on_address(link.address, dhcp.port),
+        };
+        // A machine may be told any address of its interface.
+        let each = || {
+            links
+                .iter()
+                .flat_map(|link| link.networks().map(|own| own.addr()))
+        };
         Ok(Self {
             control: sockets::control(&control_path(config))?,
             http: each()
@@ -159,7 +215,12 @@ impl Doors {
             tftp: each()
                 .map(|address| sockets::tftp(address, config.tftp_port))
                 .collect::<Result<_, _>>()?,
-            dhcp: links.iter().filter_map(dhcp).collect::<Result<_, _>>()?,
+            dhcp: with_role(Role::Server)
+                .map(server)
+                .collect::<Result<_, _>>()?,
+            proxies: with_role(Role::Proxy)
+                .map(|(link, dhcp)| ProxyDoors::open(link, dhcp))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -170,10 +231,14 @@ impl Doors {
             .map_or(0, |address| address.port())
     }
 
-    fn ready_line(&self, links: &[Link]) -> String {
-        let names: Vec<_> = links.iter().map(Link::name).collect();
-        let dhcp = self.dhcp.first();
-        let dhcp = dhcp.map_or("off".to_owned(), |socket| socket.port().to_string());
+    fn ready_line(&self, links: &[Link], chosen: &[Chosen]) -> String {
+        let pairs = links.iter().zip(chosen);
+        let names: Vec<_> = pairs
+            .map(|(link, chosen)| format!("{} {}", link.name(), chosen.words))
+            .collect();
+        let proxied = || self.proxies.first().map(|proxy| proxy.sockets[0].1.port());
+        let dhcp = self.dhcp.first().map(DhcpSocket::port).or_else(proxied);
+        let dhcp = dhcp.map_or("off".to_owned(), |port| port.to_string());
         let tftp = self.tftp.first();
         let tftp = tftp
             .and_then(|socket| socket.local_addr().ok())
@@ -183,6 +248,26 @@ impl Doors {
             "netboot: serving on {}: dhcp {dhcp}, tftp {tftp}, http {http}",
             names.join(", ")
         )
+    }
+}
+
+impl ProxyDoors {
+    fn open(link: &Link, dhcp: &Dhcp) -> Result<Self, OpenError> {
+        let (servers, boot_servers) = match &link.interface {
+            Some(interface) => (
+                ProxySocket::servers_port(interface, dhcp.port)?,
+                ProxySocket::boot_servers_port(interface)?,
+            ),
+            None => (
+                ProxySocket::on_address(link.address, dhcp.port)?,
+                ProxySocket::on_address(link.address, BOOT_SERVER_PORT)?,
+            ),
+        };
+        Ok(Self {
+            addresses: link.networks().collect(),
+            ways: dhcp.ways.clone(),
+            sockets: [(Door::Servers, servers), (Door::BootServers, boot_servers)],
+        })
     }
 }
 
