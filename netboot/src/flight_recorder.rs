@@ -25,7 +25,8 @@ use std::{
 
 use protocol::dhcp::MacAddress;
 
-pub(crate) use boots::{BootView, EventView, MachineTimeline, Timeline};
+pub(crate) use boots::{BootView, EventView, MachineTimeline, Part, Seen, SeenMachine, Timeline};
+pub(crate) use diagnosis::Diagnosis;
 use disk::Disk;
 pub(crate) use fact::{Asker, Decided, Fact, Over, Stage, Stopped, printable};
 
@@ -225,6 +226,32 @@ impl FlightRecorder {
             boots: views,
             refused_loaders,
             diagnosis,
+        }
+    }
+
+    /// Every machine that asked, the last one first; `name` says what a card's machine is called.
+    pub(crate) fn seen(&self, name: impl Fn(MacAddress) -> String) -> Seen {
+        let macs: Vec<MacAddress> = self.lock().machines.keys().copied().collect();
+        let mut machines: Vec<_> = macs
+            .into_iter()
+            .filter_map(|mac| {
+                let timeline = self.timeline(&[mac]);
+                let last = timeline.boots.last()?.events.last()?;
+                Some(SeenMachine {
+                    mac,
+                    name: name(mac),
+                    boots: timeline.boots.len(),
+                    last_at: last.at,
+                    last_stage: last.stage,
+                    last: last.text.clone(),
+                    diagnosis: timeline.diagnosis.clone(),
+                })
+            })
+            .collect();
+        machines.sort_by_key(|machine| std::cmp::Reverse(machine.last_at));
+        Seen {
+            machines,
+            others: self.counted.load(Ordering::Relaxed),
         }
     }
 

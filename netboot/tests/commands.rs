@@ -124,6 +124,28 @@ fn lists_are_tables_for_people_and_json_for_programs() {
     assert_eq!(bench.says(&["jobs", "--json"]), "[]\n");
     let timeline = bench.says(&["timeline", "SERIAL-1"]);
     assert!(timeline.contains("700 ms after link"), "{timeline}");
+    let picture = bench.folders.data().join("boot.svg");
+    let path = picture.to_str().expect("a path");
+    bench.says(&["timeline", "SERIAL-1", "--svg", path]);
+    let drawn = fs::read_to_string(&picture).expect("a picture");
+    assert!(drawn.starts_with("<svg ") && drawn.ends_with("</svg>\n"));
+    let all = bench.says(&["timeline"]);
+    assert!(all.contains("02:00:00:00:00:01  Model SERIAL-1"), "{all}");
+    let seen: serde_json::Value =
+        serde_json::from_str(&bench.says(&["timeline", "--json"])).expect("JSON");
+    assert_eq!(seen["machines"][0]["last_stage"], "beacon");
+}
+
+#[test]
+fn the_latest_of_a_machine_without_restore_points_is_refused_in_words() {
+    let bench = Bench::new();
+    bench.beacon(1, AgentState::Working);
+    let (code, said) = bench.refuses(&["restore", "SERIAL-1", "latest"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("the machine Model SERIAL-1 has no restore point yet"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -32,6 +32,9 @@ pub const JOBS: &str = "/api/v1/jobs";
 /// GET the list of [`RestorePointView`].
 pub const RESTORE_POINTS: &str = "/api/v1/restore-points";
 
+/// GET the flight recorder's list of machines.
+pub const TIMELINES: &str = "/api/v1/timelines";
+
 /// The most digests in one request.
 pub const MAX_DIGESTS: usize = 1024;
 /// The most bytes in one upload of records.

@@ -58,6 +58,15 @@ pub(crate) enum CommandError {
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[from] std::io::Error),
+    /// A picture cannot be written.
+    #[error("cannot write the picture {}", path.display())]
+    Picture {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A value cannot be shown.
     #[error("cannot make JSON")]
     Json(#[from] serde_json::Error),
@@ -69,9 +78,10 @@ impl CommandError {
         match self {
             Self::Client(ClientError::NotRunning(_)) => ExitCode::Unavailable,
             Self::Client(ClientError::NoRights(_)) => ExitCode::NoRights,
-            Self::Client(ClientError::Connect { .. }) | Self::Store(_) | Self::Output(_) => {
-                ExitCode::System
-            }
+            Self::Client(ClientError::Connect { .. })
+            | Self::Store(_)
+            | Self::Output(_)
+            | Self::Picture { .. } => ExitCode::System,
             Self::NoStore(_) => ExitCode::Missing,
             Self::Client(_) | Self::JobEnded { .. } | Self::Damaged { .. } | Self::Json(_) => {
                 ExitCode::Failure
@@ -90,7 +100,7 @@ pub(crate) fn run(command: &OperatorCommand, data_directory: PathBuf) -> Result<
         OperatorCommand::Machines(args) => lists::machines(&client, args),
         OperatorCommand::RestorePoints(args) => lists::restore_points(&client, args),
         OperatorCommand::Jobs(args) => lists::jobs(&client, args),
-        OperatorCommand::Timeline { machine, list } => timeline::one(&client, machine, list),
+        OperatorCommand::Timeline(args) => timeline::run(&client, args),
         OperatorCommand::Capture(args) => start::capture(&client, args),
         OperatorCommand::Restore(args) => start::restore(&client, args),
         OperatorCommand::Cancel { job, list } => start::cancel(&client, job, list),

@@ -1,5 +1,7 @@
 //! The options of the operators' commands.
 
+use std::path::PathBuf;
+
 use backup::plan::DiskChoice;
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -12,14 +14,9 @@ pub(crate) enum OperatorCommand {
     RestorePoints(ListArgs),
     /// List the jobs
     Jobs(ListArgs),
-    /// Show what a machine did while it booted, and where it stopped
-    Timeline {
-        /// Host name, Ethernet address, serial number or beginning of the id
-        machine: String,
-        /// How it is printed
-        #[command(flatten)]
-        list: ListArgs,
-    },
+    /// Show what a machine did while it booted, and where it stopped; without
+    /// a machine, list all that asked
+    Timeline(TimelineArgs),
     /// Save a machine's disks as a new restore point
     Capture(CaptureArgs),
     /// Rebuild a machine from a restore point; overwrites its disks
@@ -42,6 +39,23 @@ pub(crate) struct ListArgs {
     /// Print JSON for programs
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Options of `timeline`.
+#[derive(Debug, Args)]
+pub(crate) struct TimelineArgs {
+    /// Host name, Ethernet address, serial number or beginning of the id;
+    /// without it, every machine that asked, also those never recovered
+    pub(crate) machine: Option<String>,
+    /// Print JSON for programs: all boots
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show so many boots, the last ones
+    #[arg(long, value_name = "NUMBER", default_value_t = 3)]
+    pub(crate) boots: usize,
+    /// Draw the same as a picture into a file
+    #[arg(long, value_name = "FILE", requires = "machine")]
+    pub(crate) svg: Option<PathBuf>,
 }
 
 /// What a machine does after a job that went well.

@@ -35,6 +35,34 @@ pub(crate) struct MachineTimeline {
     pub(crate) timeline: Timeline,
 }
 
+/// Every machine that asked for a boot file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// The last one first.
+    pub(crate) machines: Vec<SeenMachine>,
+    /// DHCP answers since the start to systems that asked for no boot file.
+    pub(crate) others: u64,
+}
+
+/// What is known of one machine, in a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SeenMachine {
+    /// Its card.
+    pub(crate) mac: MacAddress,
+    /// What it is called; empty for one that never reached the agent.
+    pub(crate) name: String,
+    /// How many boots are known.
+    pub(crate) boots: usize,
+    /// When it was heard of last, in milliseconds since 1970-01-01 UTC.
+    pub(crate) last_at: u64,
+    /// How far that was.
+    pub(crate) last_stage: Stage,
+    /// The same as a sentence.
+    pub(crate) last: String,
+    /// Where it stopped and why, if it did.
+    pub(crate) diagnosis: Option<Diagnosis>,
+}
+
 /// One boot as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BootView {

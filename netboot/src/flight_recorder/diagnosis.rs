@@ -339,9 +339,12 @@ fn missing_file(boot: Boot<'_>) -> Option<Diagnosis> {
         return None;
     };
     let needed = NEEDED.contains(&file_name(file))
-        || boot
-            .iter()
-            .any(|event| event.fact.told_file() == Some(file));
+        || boot.iter().any(|event| {
+            event
+                .fact
+                .told_file()
+                .is_some_and(|told| file_name(told) == file_name(file))
+        });
     needed.then(|| {
         Diagnosis::new(
             "file-missing",

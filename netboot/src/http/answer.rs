@@ -164,7 +164,9 @@ impl From<NameError> for Refusal {
 impl From<RestorePointNameError> for Refusal {
     fn from(error: RestorePointNameError) -> Self {
         match error {
-            RestorePointNameError::Unknown { .. } => Self::not_found(error.to_string()),
+            RestorePointNameError::Unknown { .. } | RestorePointNameError::NoneYet { .. } => {
+                Self::not_found(error.to_string())
+            }
             RestorePointNameError::Ambiguous { .. } => {
                 Self::new(StatusCode::CONFLICT, "ambiguous", error.to_string())
             }

@@ -18,7 +18,7 @@ use protocol::job::JobKind;
 
 use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_json};
-use crate::flight_recorder::MachineTimeline;
+use crate::flight_recorder::{MachineTimeline, Seen};
 use crate::jobs::JobRecord;
 
 /// The most bytes of a request for a job.
@@ -31,6 +31,7 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
     Router::new()
         .route(api::MACHINES, get(machines))
         .route("/api/v1/machines/{machine}/timeline", get(timeline))
+        .route(api::TIMELINES, get(timelines))
         .route(api::JOBS, get(jobs).post(create_job))
         .route("/api/v1/jobs/{job}/cancel", post(cancel))
         .route(api::RESTORE_POINTS, get(restore_points))
@@ -92,7 +93,7 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
             restore_point: recovery
                 .store
                 .restore_points
-                .resolve(&restore_point, &machine.id)?,
+                .resolve(&restore_point, (&machine.id, &machine.name))?,
             choices,
         },
     };
@@ -161,4 +162,17 @@ async fn timeline(
         name: called,
         timeline: recovery.recorder.timeline(&macs),
     }))
+}
+
+async fn timelines(State(recovery): Shared) -> Json<Seen> {
+    let seen = smol::unblock(move || {
+        let machines = recovery.machines.list();
+        recovery.recorder.seen(|mac| {
+            let mac = mac.to_string();
+            let own = |machine: &&MachineView| machine.inventory.identity.macs.contains(&mac);
+            let machine = machines.iter().find(own);
+            machine.map_or_else(String::new, |machine| machine.name.clone())
+        })
+    });
+    Json(seen.await)
 }

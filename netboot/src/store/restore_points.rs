@@ -43,6 +43,14 @@ pub(crate) enum RestorePointNameError {
         /// What was asked for.
         name: String,
     },
+    /// `latest` of a machine that has none.
+    #[error(
+        "the machine {machine} has no restore point yet: make one with `netboot capture`, or name another machine's by its id (`netboot restore-points` lists them)"
+    )]
+    NoneYet {
+        /// What the machine is called.
+        machine: String,
+    },
     /// More than one does.
     #[error("`{name}` is the beginning of {} restore points: {}", candidates.len(), candidates.join(", "))]
     Ambiguous {
@@ -102,14 +110,14 @@ impl RestorePoints {
     }
 
     /// Finds a restore point by its id, by the beginning of its id, or as the `latest` of the
-    /// machine with this id.
+    /// machine with this id and name.
     ///
     /// # Errors
     /// [`RestorePointNameError`] when none or several answer to `name`.
     pub(crate) fn resolve(
         &self,
         name: &str,
-        machine: &str,
+        (machine, machine_name): (&str, &str),
     ) -> Result<RestorePointId, RestorePointNameError> {
         let unknown = || RestorePointNameError::Unknown {
             name: name.chars().take(80).collect(),
@@ -118,7 +126,11 @@ impl RestorePoints {
         if name == "latest" {
             let own = |view: &&RestorePointView| view.machine.as_deref() == Some(machine);
             let latest = all.iter().rev().find(own);
-            return latest.map(|view| view.id.clone()).ok_or_else(unknown);
+            return latest.map(|view| view.id.clone()).ok_or_else(|| {
+                RestorePointNameError::NoneYet {
+                    machine: machine_name.to_owned(),
+                }
+            });
         }
         if name.is_empty() {
             return Err(unknown());
