@@ -193,7 +193,11 @@ fn check(
 
 #[cfg(test)]
 mod tests {
+    use object::pe::IMAGE_FILE_MACHINE_AMD64;
+
     use super::*;
+    use crate::pe::tests::fake_program;
+    use crate::pe::{Section, add_sections};
 
     const KEY: &str = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     const CERTIFICATE: &str =
@@ -240,5 +244,51 @@ mod tests {
             text.contains("none.key") && text.contains("--key"),
             "{text}"
         );
+    }
+
+    /// A key with its certificate, made by openssl(1) in `directory`.
+    fn fresh_signer(directory: &Path, name: &str) -> (Signer, PathBuf) {
+        let key = directory.join(format!("{name}.key"));
+        let certificate = directory.join(format!("{name}.pem"));
+        let made = std::process::Command::new("openssl")
+            .args(["req", "-new", "-x509", "-newkey", "rsa:2048", "-noenc"])
+            .args(["-subj", "/CN=test/", "-keyout"])
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .output()
+            .expect("this test needs the command openssl: install the package `openssl`");
+        assert!(made.status.success(), "{made:?}");
+        (Signer::new(&key, &certificate).unwrap(), certificate)
+    }
+
+    #[test]
+    fn a_signature_holds_until_a_byte_of_a_section_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (signer, certificate) = fresh_signer(directory.path(), "own");
+        let (_, foreign) = fresh_signer(directory.path(), "foreign");
+        let sections = [Section {
+            name: ".linux",
+            data: &[7; 5000],
+        }];
+        let image = add_sections(&fake_program(), IMAGE_FILE_MACHINE_AMD64, &sections).unwrap();
+        let signed = signer
+            .sign(&image, directory.path())
+            .expect("this test needs sbsign and sbverify: install the package `sbsigntool`");
+        let path = directory.path().join("image.efi");
+        let verify = |image: &[u8], certificate: &Path| {
+            fs::write(&path, image).unwrap();
+            let arguments = ["--cert".as_ref(), certificate.as_os_str(), path.as_os_str()];
+            command::run("sbverify", &arguments, directory.path())
+        };
+        verify(&signed, &certificate).unwrap();
+        assert!(verify(&signed, &foreign).is_err());
+        let mut altered = signed.clone();
+        let at = altered
+            .windows(9)
+            .position(|bytes| bytes == [7; 9])
+            .unwrap();
+        altered[at] = 8;
+        assert!(verify(&altered, &certificate).is_err());
     }
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use protocol::dhcp::{BOOTREPLY, BOOTREQUEST, MacAddress, Message, MessageType, Options, code};
 
+use super::random::Random;
+
 /// What a server granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
@@ -80,7 +82,7 @@ pub(crate) struct Client {
     began: Duration,
     tries: u32,
     due: Duration,
-    random: u64,
+    random: Random,
 }
 
 /// The first wait for an answer; it doubles. RFC 2131 §4.1 proposes 4 s for a shared 10 Mbit/s wire; here
@@ -110,7 +112,7 @@ impl Client {
             began: now,
             tries: 0,
             due: now,
-            random: seed,
+            random: Random::new(seed),
         };
         client.begin(now, Duration::ZERO);
         client
@@ -161,7 +163,7 @@ impl Client {
             .saturating_mul(1 << self.tries.min(8))
             .min(LONGEST_WAIT);
         self.tries += 1;
-        self.due = now + self.jittered(wait);
+        self.due = now + self.random.jittered(wait);
         (transmit, change)
     }
 
@@ -218,7 +220,7 @@ impl Client {
 
     fn begin(&mut self, now: Duration, wait: Duration) {
         self.state = State::Selecting;
-        self.transaction = (self.next_random() >> 32) as u32;
+        self.transaction = self.random.transaction();
         self.began = now;
         self.tries = 0;
         self.due = now + wait;
@@ -254,7 +256,7 @@ impl Client {
         let wait = (left / 2).max(RENEWAL_WAIT).min(left);
         self.due = now + wait;
         if self.tries == 0 {
-            self.transaction = (self.next_random() >> 32) as u32;
+            self.transaction = self.random.transaction();
         }
         self.tries += 1;
         let mut message = self.message(MessageType::Request, now);
@@ -306,22 +308,6 @@ impl Client {
             file: Vec::new(),
             options,
         }
-    }
-
-    /// `wait` and up to a quarter more: machines that were switched on together must not stay
-    /// together.
-    fn jittered(&mut self, wait: Duration) -> Duration {
-        let share = (self.next_random() >> 40) as u32;
-        wait + wait / 4 * (share >> 8) / (1 << 16)
-    }
-
-    /// The splitmix64 sequence: spread, not secrecy, is what is wanted here.
-    fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
     }
 }
 

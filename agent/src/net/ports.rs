@@ -1,4 +1,5 @@
-//! One thread for each wired port: switches it on, waits for link, keeps its lease.
+//! One thread for each wired port: switches it on, waits for link, keeps its lease, and asks for the server
+//! when nothing else says which it is.
 //!
 //! Invariant: a port never waits for another one. What is *not* here: which port is used to reach the
 //! server ([`super::way`]).
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use protocol::dhcp::{CLIENT_PORT, SERVER_PORT};
 
 use super::dhcp_client::{Change, Client, Destination, Lease};
+use super::discovery::{Discovery, Finding};
 use super::link::{self, Card};
 use crate::sys::link::{Route, add_route, set_address, set_up, udp_on};
 
@@ -38,6 +40,13 @@ pub(crate) enum PortEvent {
         /// When it got link.
         link_at: Instant,
     },
+    /// Something came of asking for the server.
+    Asked {
+        /// Which port.
+        name: String,
+        /// What.
+        finding: Finding,
+    },
     /// It has no address any more.
     Gone {
         /// Which port.
@@ -45,8 +54,17 @@ pub(crate) enum PortEvent {
     },
 }
 
+/// How a port is used.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Use {
+    /// What makes this boot's transactions differ from others'.
+    pub(crate) seed: u64,
+    /// Whether the server must be asked for.
+    pub(crate) discover: bool,
+}
+
 /// Runs a port until its card is gone from the machine.
-pub(crate) fn run(card: &Card, seed: u64, sysfs: &Path, events: &SyncSender<PortEvent>) {
+pub(crate) fn run(card: &Card, how: Use, sysfs: &Path, events: &SyncSender<PortEvent>) {
     let name = card.name.as_str();
     let tell = |event| {
         // The receiver lives as long as the process.
@@ -63,7 +81,7 @@ pub(crate) fn run(card: &Card, seed: u64, sysfs: &Path, events: &SyncSender<Port
         };
         log::info!("{name} has link ({})", card.mac);
         tell(PortEvent::Link);
-        if let Err(error) = keep_lease(card, seed, sysfs, link_at, &tell) {
+        if let Err(error) = keep_lease(card, how, sysfs, link_at, &tell) {
             log::warn!("DHCP on {name}: {error}; trying again");
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -95,7 +113,7 @@ fn wait_for_link(sysfs: &Path, name: &str) -> Option<Instant> {
 /// Gets and keeps an address while there is link.
 fn keep_lease(
     card: &Card,
-    seed: u64,
+    how: Use,
     sysfs: &Path,
     link_at: Instant,
     tell: &impl Fn(PortEvent),
@@ -103,7 +121,8 @@ fn keep_lease(
     let name = card.name.as_str();
     let socket = udp_on(name, CLIENT_PORT)?;
     let now = || link_at.elapsed();
-    let mut client = Client::new(card.mac, seed, now());
+    let mut client = Client::new(card.mac, how.seed, now());
+    let mut discovery: Option<Discovery> = None;
     let mut complained = link_at;
     let mut buffer = [0; DATAGRAM];
     while link::has_link(sysfs, name) {
@@ -112,11 +131,35 @@ fn keep_lease(
             send(&socket, name, &transmit.bytes, transmit.to);
         }
         if change.is_none() {
-            change = listen(&socket, &mut client, &mut buffer, &now)?;
+            let mut finding = None;
+            if let Some(discovery) = &mut discovery {
+                let (question, nobody) = discovery.poll(now());
+                if let Some(question) = question {
+                    send(&socket, name, &question, Destination::Broadcast);
+                }
+                finding = nobody;
+            }
+            let due = discovery
+                .as_ref()
+                .map_or(Duration::MAX, Discovery::deadline);
+            let wait = client.deadline().min(due).saturating_sub(now());
+            if let Some(datagram) = listen(&socket, wait, &mut buffer)? {
+                change = client.receive(datagram, now());
+                if let Some(discovery) = &mut discovery {
+                    finding = discovery.receive(datagram).or(finding);
+                }
+            }
+            if let Some(finding) = finding {
+                let name = name.into();
+                tell(PortEvent::Asked { name, finding });
+            }
         }
         match change {
             Some(Change::Granted(lease)) => {
                 configure(name, &lease)?;
+                discovery = how
+                    .discover
+                    .then(|| Discovery::new(card.mac, lease.address, !how.seed, now()));
                 tell(PortEvent::Ready {
                     name: name.into(),
                     lease,
@@ -125,6 +168,7 @@ fn keep_lease(
             }
             Some(Change::Lost(reason)) => {
                 log::warn!("{name} lost its address: {reason}");
+                discovery = None;
                 tell(PortEvent::Gone { name: name.into() });
                 set_address(name, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED)?;
                 complained = Instant::now();
@@ -143,17 +187,16 @@ fn keep_lease(
     Ok(())
 }
 
-fn listen(
+fn listen<'a>(
     socket: &UdpSocket,
-    client: &mut Client,
-    buffer: &mut [u8],
-    now: &impl Fn() -> Duration,
-) -> io::Result<Option<Change>> {
-    let wait = client.deadline().saturating_sub(now()).min(LISTEN);
+    wait: Duration,
+    buffer: &'a mut [u8],
+) -> io::Result<Option<&'a [u8]>> {
     // Zero would mean for ever.
-    socket.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
+    let wait = wait.clamp(Duration::from_millis(1), LISTEN);
+    socket.set_read_timeout(Some(wait))?;
     match socket.recv(buffer) {
-        Ok(length) => Ok(client.receive(&buffer[..length], now())),
+        Ok(length) => Ok(buffer.get(..length)),
         Err(error) if is_quiet(&error) => Ok(None),
         Err(error) => Err(error),
     }

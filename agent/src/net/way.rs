@@ -1,8 +1,9 @@
 //! The way to the server: the first port from which it answers.
 //!
 //! Invariant: every wired port is tried, all at the same time; the one the machine booted from goes
-//! first when it is ready. What is *not* here: DHCP ([`super::ports`]), looking for servers by mDNS
-//! (later).
+//! first when it is ready. When the boot arguments name no server, the first one that is found on any port is
+//! the server, and stays it. What is *not* here: DHCP ([`super::ports`]) and how servers are asked for
+//! ([`super::discovery`]).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, ToSocketAddrs};
@@ -11,8 +12,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::dhcp_client::Lease;
+use super::discovery::Finding;
 use super::link;
-use super::ports::{self, PortEvent};
+use super::ports::{self, PortEvent, Use};
+use crate::screen;
 use crate::sys::link::{Route, add_route, connect_through};
 
 /// How long a server may take to accept the first connection.
@@ -27,6 +30,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(15);
 /// A port from which the server answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Way {
+    /// The server's base URL.
+    pub(crate) server: String,
     /// The port.
     pub(crate) port: String,
     /// Our address on it.
@@ -45,8 +50,8 @@ struct Ready {
 /// What is looked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Search {
-    /// The server's host and port, for example `10.77.0.1:8080`.
-    pub(crate) server: String,
+    /// The server's base URL, for example `http://10.77.0.1:8080`; nothing when it has to be found.
+    pub(crate) server: Option<String>,
     /// The Ethernet address that the machine booted from.
     pub(crate) boot_mac: Option<String>,
     /// What makes this boot's transactions differ from others'.
@@ -59,7 +64,7 @@ pub(crate) fn find(search: &Search, sysfs: &Path, ways: &SyncSender<Way>) -> ! {
     let (sender, events) = sync_channel(32);
     let mut known: Vec<String> = Vec::new();
     let mut state = Finder {
-        search,
+        server: search.server.clone(),
         ready: Vec::new(),
         preferred: None,
         current: None,
@@ -122,20 +127,24 @@ fn start_new(
         if search.boot_mac.as_deref() == Some(&*card.mac.to_string()) {
             *preferred = Some(card.name.clone());
         }
-        let seed = search.seed ^ u64::from(card.mac.bytes()[5]) << 32 ^ known.len() as u64;
+        let how = Use {
+            seed: search.seed ^ u64::from(card.mac.bytes()[5]) << 32 ^ known.len() as u64,
+            discover: search.server.is_none(),
+        };
         let (sysfs, sender) = (sysfs.to_owned(), sender.clone());
         let name = format!("port-{}", card.name);
         let started = std::thread::Builder::new()
             .name(name)
-            .spawn(move || ports::run(&card, seed, &sysfs, &sender));
+            .spawn(move || ports::run(&card, how, &sysfs, &sender));
         if let Err(error) = started {
             log::error!("a port cannot be used: {error}");
         }
     }
 }
 
-struct Finder<'a> {
-    search: &'a Search,
+struct Finder {
+    /// The server's base URL, once it is known.
+    server: Option<String>,
     ready: Vec<Ready>,
     preferred: Option<String>,
     current: Option<String>,
@@ -144,7 +153,7 @@ struct Finder<'a> {
     said: Option<Instant>,
 }
 
-impl Finder<'_> {
+impl Finder {
     /// Takes what happened on the ports; true when one has link.
     fn take_events(&mut self, events: &Receiver<PortEvent>, wait: Duration) -> bool {
         let mut linked = false;
@@ -168,6 +177,7 @@ impl Finder<'_> {
                         since: Instant::now(),
                     });
                 }
+                Ok(PortEvent::Asked { name, finding }) => self.asked(&name, finding),
                 Ok(PortEvent::Gone { name }) => {
                     self.ready.retain(|ready| ready.name != name);
                     if self.current.as_ref() == Some(&name) {
@@ -184,8 +194,40 @@ impl Finder<'_> {
         }
     }
 
+    /// Takes the first server that is found, and names others.
+    fn asked(&mut self, port: &str, finding: Finding) {
+        match (finding, &self.server) {
+            (Finding::Server { url, by }, None) => {
+                log::info!("server {url} found by DHCP on {port} (said {})", who(by));
+                screen::update(|view| {
+                    view.server = Some(url.clone());
+                    view.state = "Looking for the server".to_owned();
+                });
+                self.server = Some(url);
+            }
+            (Finding::Server { url, by }, Some(used)) if url != *used => log::warn!(
+                "another server, {url}, answered on {port} (said {}); {used} answered first and is used",
+                who(by)
+            ),
+            (Finding::Unusable { text, by }, used) => log::warn!(
+                "{} on {port} names \"{text}\" as server, which cannot be used (expected http://ADDRESS:PORT){}",
+                who(by),
+                if used.is_none() { "; still asking" } else { "" }
+            ),
+            (Finding::Nobody, None) => {
+                let reason = format!(
+                    "no netboot server answered on {port}, and the boot arguments name none: switch the server on, start this machine from it, or write netboot.server=http://ADDRESS:PORT into the boot arguments"
+                );
+                log::error!("{reason}; asking again each minute");
+                screen::update(|view| view.state = format!("NO SERVER: {reason}"));
+            }
+            (Finding::Server { .. } | Finding::Nobody, Some(_)) => {}
+        }
+    }
+
     /// Tries to reach the server from each port that is ready, the preferred one first.
     fn try_ready(&mut self) -> Option<Way> {
+        let server = self.server.clone()?;
         let preferred = self.preferred.clone();
         let is_preferred = |ready: &Ready| Some(&ready.name) == preferred.as_ref();
         self.ready.sort_by_key(|ready| !is_preferred(ready));
@@ -196,10 +238,11 @@ impl Finder<'_> {
             if waits && ready.since.elapsed() < COURTESY {
                 continue;
             }
-            match reach(&ready.name, &ready.lease, &self.search.server) {
+            match reach(&ready.name, &ready.lease, &host_and_port(&server)) {
                 Ok(()) => {
                     self.current = Some(ready.name.clone());
                     return Some(Way {
+                        server,
                         port: ready.name.clone(),
                         address: ready.lease.address,
                         link_at: ready.link_at,
@@ -216,7 +259,7 @@ impl Finder<'_> {
             for (ready, error) in &failures {
                 log::warn!(
                     "server {} not reachable from {} ({}) for {} s: {error}; trying again",
-                    self.search.server,
+                    host_and_port(&server),
                     ready.name,
                     ready.lease.address,
                     ready.since.elapsed().as_secs()
@@ -226,6 +269,24 @@ impl Finder<'_> {
         // Refusals come back at once; the network is left alone for a moment.
         std::thread::sleep(Duration::from_millis(200));
         None
+    }
+}
+
+/// The one who answered, for people.
+fn who(by: Option<Ipv4Addr>) -> String {
+    by.map_or_else(
+        || "somebody".to_owned(),
+        |by| format!("the DHCP server or proxy {by}"),
+    )
+}
+
+/// `10.0.0.1:8080` of `http://10.0.0.1:8080`, with the port of plain HTTP when none is said.
+fn host_and_port(url: &str) -> String {
+    let host = url.strip_prefix("http://").unwrap_or(url);
+    if host.contains(':') {
+        host.to_owned()
+    } else {
+        format!("{host}:80")
     }
 }
 
@@ -266,4 +327,37 @@ fn resolve(server: &str) -> io::Result<SocketAddrV4> {
         SocketAddr::V6(_) => None,
     });
     found.ok_or_else(|| io::Error::other(format!("{server} has no IPv4 address")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_of_plain_http_is_80() {
+        assert_eq!(host_and_port("http://10.0.0.1:8080"), "10.0.0.1:8080");
+        assert_eq!(host_and_port("http://netboot.lab"), "netboot.lab:80");
+    }
+
+    #[test]
+    fn the_first_server_found_stays_the_server() {
+        let mut finder = Finder {
+            server: None,
+            ready: Vec::new(),
+            preferred: None,
+            current: None,
+            complained: Instant::now(),
+            said: None,
+        };
+        let server = |url: &str| Finding::Server {
+            url: url.to_owned(),
+            by: None,
+        };
+        finder.asked("eth0", Finding::Nobody);
+        assert_eq!(finder.server, None);
+        finder.asked("eth0", server("http://10.0.0.1:80"));
+        finder.asked("eth1", server("http://10.0.0.2:80"));
+        finder.asked("eth1", Finding::Nobody);
+        assert_eq!(finder.server.as_deref(), Some("http://10.0.0.1:80"));
+    }
 }

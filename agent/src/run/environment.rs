@@ -40,13 +40,7 @@ pub(crate) fn run(after: Option<&str>) -> ! {
 
     let line = std::fs::read_to_string(roots.procfs.join("cmdline")).unwrap_or_default();
     let (server, boot_mac) = match BootArgs::parse(&line) {
-        Ok(BootArgs {
-            server: Some(server),
-            mac,
-        }) => (server, mac),
-        Ok(_) => stop(
-            "the boot arguments name no server (netboot.server=http://ADDRESS:PORT): start this machine from the network boot server, or type the address at the boot prompt",
-        ),
+        Ok(BootArgs { server, mac }) => (server, mac),
         Err(error) => stop(&error.to_string()),
     };
     let boot = match Boot::new() {
@@ -55,13 +49,13 @@ pub(crate) fn run(after: Option<&str>) -> ! {
     };
     screen::update(|view| {
         view.pairing_code.clone_from(&boot.pairing_code);
-        view.server = Some(server.clone());
+        view.server.clone_from(&server);
         view.state = "Looking for the server".to_owned();
     });
 
     let (ways, found) = sync_channel(4);
     let search = Search {
-        server: host_and_port(&server),
+        server,
         boot_mac: boot_mac.clone(),
         seed: boot.seed,
     };
@@ -69,7 +63,7 @@ pub(crate) fn run(after: Option<&str>) -> ! {
     spawn("network", move || way::find(&search, &sysfs, &ways));
     let way = first_way(&found);
 
-    let server = Server::new(&server);
+    let server = Server::new(&way.server);
     let (station, jobs) = Station::new(server.clone(), boot, boot_mac, roots.clone(), way.link_at);
     let station = Arc::new(station);
     if let Some(how) = after {
@@ -179,16 +173,6 @@ fn stop(reason: &str) -> ! {
     }
 }
 
-/// `10.0.0.1:8080` of `http://10.0.0.1:8080`, with the port of plain HTTP when none is said.
-fn host_and_port(url: &str) -> String {
-    let host = url.strip_prefix("http://").unwrap_or(url);
-    if host.contains(':') {
-        host.to_owned()
-    } else {
-        format!("{host}:80")
-    }
-}
-
 /// Starts a thread that works to the end. When it cannot, or faults, the process ends, and PID 1 starts
 /// the environment again.
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
@@ -213,15 +197,4 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
 pub(crate) fn unfinished_job() -> Option<String> {
     let text = std::fs::read_to_string(Path::new(CRASH_MARK)).ok()?;
     Some(text.trim().to_owned()).filter(|job| !job.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_port_of_plain_http_is_80() {
-        assert_eq!(host_and_port("http://10.0.0.1:8080"), "10.0.0.1:8080");
-        assert_eq!(host_and_port("http://netboot.lab"), "netboot.lab:80");
-    }
 }

@@ -70,7 +70,8 @@ fn request_for(interface: &str) -> io::Result<libc::ifreq> {
         ));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from.cast_signed();
+        // Signed on x86-64, unsigned on Arm.
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     Ok(request)
 }
@@ -80,7 +81,7 @@ fn request_for(interface: &str) -> io::Result<libc::ifreq> {
 fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let mut data = [0; 14];
     for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     libc::sockaddr {
         sa_family: libc::AF_INET as libc::sa_family_t,
