@@ -10,8 +10,9 @@
 
 use object::LittleEndian as LE;
 use object::pe::{
-    IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_READ,
-    IMAGE_SUBSYSTEM_EFI_APPLICATION, ImageDosHeader, ImageNtHeaders64, ImageSectionHeader, Machine,
+    IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_FILE_MACHINE_ARM64, IMAGE_SCN_CNT_INITIALIZED_DATA,
+    IMAGE_SCN_MEM_READ, IMAGE_SUBSYSTEM_EFI_APPLICATION, ImageDosHeader, ImageNtHeaders64,
+    ImageSectionHeader, Machine,
 };
 use object::pod;
 use object::read::pe::ImageNtHeaders as _;
@@ -239,10 +240,20 @@ fn read(program: &[u8], machine: Machine, added: &[Section<'_>]) -> Result<Heade
     }
     let wanted = added.len() * size_of::<ImageSectionHeader>();
     let room = program.get(headers.free..headers.end).unwrap_or_default();
-    if room.len() < wanted || room[..wanted].iter().any(|byte| *byte != 0) {
+    if room.len() < wanted || !is_filling(&room[..wanted], machine) {
         return Err(layout("there is no room in its section table"));
     }
     Ok(headers)
+}
+
+/// Whether nothing is in `room` but what assemblers fill up with: zeros, or on Arm the instruction `nop`
+/// (Arm's gnu-efi, which systemd's stub is made with, makes the headers part of the code).
+fn is_filling(room: &[u8], machine: Machine) -> bool {
+    const ARM_NOP: [u8; 4] = 0xd503_201f_u32.to_le_bytes();
+    let zeros = room.iter().all(|byte| *byte == 0);
+    zeros
+        || machine == IMAGE_FILE_MACHINE_ARM64
+            && room.chunks(4).all(|word| ARM_NOP.starts_with(word))
 }
 
 fn write(image: &mut [u8], headers: &Headers, initialized: u64) -> Result<(), PeError> {
@@ -306,7 +317,7 @@ pub(crate) fn section<'a>(program: &'a [u8], name: &str) -> Result<Option<&'a [u
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use object::pe::{IMAGE_FILE_MACHINE_AMD64, IMAGE_FILE_MACHINE_ARM64};
+    use object::pe::IMAGE_FILE_MACHINE_AMD64;
     use object::read::pe::PeFile64;
     use object::{Object, ObjectSection};
     use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
@@ -440,6 +451,24 @@ pub(crate) mod tests {
             data: b"",
         }];
         assert!(matches!(added(&long), Err(PeError::Layout { .. })));
+    }
+
+    #[test]
+    fn headers_filled_with_the_nop_of_arm_have_room() {
+        let mut program = fake_program();
+        program[0x84..0x86].copy_from_slice(&IMAGE_FILE_MACHINE_ARM64.0.to_le_bytes());
+        for word in program[0x1d8..0x400].chunks_mut(4) {
+            word.copy_from_slice(&[0x1f, 0x20, 0x03, 0xd5]);
+        }
+        let sections = [Section {
+            name: ".linux",
+            data: b"kernel",
+        }];
+        let image = add_sections(&program, IMAGE_FILE_MACHINE_ARM64, &sections).unwrap();
+        assert_eq!(section(&image, ".linux").unwrap(), Some(&b"kernel"[..]));
+        program[0x84..0x86].copy_from_slice(&MACHINE.0.to_le_bytes());
+        let refused = add_sections(&program, MACHINE, &sections);
+        assert!(matches!(refused, Err(PeError::Layout { .. })));
     }
 
     #[test]
