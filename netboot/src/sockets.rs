@@ -22,7 +22,8 @@ use std::{
 
 use ipnet::Ipv4Net;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, getsockopt, sendto, socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, getsockopt, sendto, setsockopt, socket,
+    sockopt,
 };
 use protocol::dhcp::{CLIENT_PORT, MacAddress, SERVER_PORT};
 use smol::Async;
@@ -41,8 +42,9 @@ pub(crate) use shared::{DhcpProbe, ProxySocket};
 
 /// Connections that may wait to be accepted: a room of machines at once.
 const BACKLOG: i32 = 1024;
-/// Requests that may wait: 200 machines switched on together send a few kilobytes each.
-const DHCP_RECEIVE_BUFFER: usize = 4 << 20;
+/// Bytes of requests that may wait. The kernel counts a message's book-keeping, too, some 1.3 KB for one
+/// of DHCP: this is a second and a half of 5,000 exchanges a second.
+const DHCP_RECEIVE_BUFFER: usize = 16 << 20;
 
 /// Why a socket cannot be opened. Nothing is served then.
 #[derive(Debug, thiserror::Error)]
@@ -257,11 +259,6 @@ impl DhcpSocket {
         self.socket.recv_from(buffer).await
     }
 
-    /// A message that is there already.
-    pub(crate) fn receive_now(&self, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
-        self.socket.get_ref().recv_from(buffer).ok()
-    }
-
     /// Sends a reply to a request that came from `source`.
     pub(crate) async fn send(&self, reply: &Reply, source: SocketAddrV4) -> io::Result<()> {
         let to = match (reply.destination, &self.frames) {
@@ -383,8 +380,11 @@ fn udp() -> Result<Socket, OpenError> {
 fn bind_udp(socket: Socket, at: SocketAddrV4) -> Result<Async<UdpSocket>, OpenError> {
     let prepare = || {
         socket.set_broadcast(true)?;
-        // As large as the system lets us; a smaller one works, too.
-        let _ = socket.set_recv_buffer_size(DHCP_RECEIVE_BUFFER);
+        // As large as the system lets us: beyond its limit as root, else up to it. A smaller one
+        // works, too.
+        if setsockopt(&socket, sockopt::RcvBufForce, &DHCP_RECEIVE_BUFFER).is_err() {
+            let _ = socket.set_recv_buffer_size(DHCP_RECEIVE_BUFFER);
+        }
         socket.bind(&at.into())
     };
     prepare().map_err(|error| port_error(error, Transport::Udp, at))?;

@@ -1,16 +1,20 @@
 //! Drives the DHCP server: takes what has come, lets the server decide, saves, then sends.
 //!
-//! Invariant: an acknowledgement leaves only after its lease is on disk. All messages that wait
-//! together are saved in one transaction: the disk's delay is paid once for a room of machines.
+//! Invariant: an acknowledgement leaves only after its lease is on disk. Deciding and saving are two
+//! threads: while one transaction is on its way to the disk, messages are taken, offers leave, and the
+//! leases granted meanwhile gather for the next transaction. So a transaction holds what came during
+//! the one before, one lease or thousands, and the disk's delay is paid once for a room of machines.
 //!
 //! Not here: the answers (`server`), opening sockets (`crate::sockets`).
 
 use std::{
     io,
     net::{SocketAddr, SocketAddrV4},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use async_channel::{Receiver, Sender};
 
 use super::{
     boot_table::FirstFiles,
@@ -21,48 +25,57 @@ use super::{
 };
 use crate::{flight_recorder::FlightRecorder, sockets::DhcpSocket};
 
-/// Messages answered together.
-const BATCH: usize = 64;
+/// Granted leases that may wait for the disk, some hundred bytes each. Past them messages wait in the
+/// socket's buffer, and past that the kernel drops them: clients ask again.
+const WAITING: usize = 16_384;
+/// Leases saved together at most: what an SSD takes in some tens of milliseconds.
+const TOGETHER: usize = 4_096;
 /// Longest message taken; RFC 2131 clients send at most 576 bytes, relays add up to 255.
 const MAX_MESSAGE: usize = 2048;
 
 /// What all DHCP sockets share.
 pub(crate) struct DhcpService {
-    decisions: Mutex<Decisions>,
+    server: Mutex<DhcpServer>,
+    to_save: Sender<Granted>,
     files: Arc<dyn FirstFiles>,
     recorder: Arc<FlightRecorder>,
     started: (SystemTime, Instant),
 }
 
-struct Decisions {
-    server: DhcpServer,
-    store: Box<dyn LeaseStore>,
+/// A reaction that changes leases, and the way its answer takes once they are saved.
+pub(crate) struct Granted {
+    reaction: Reaction,
+    source: SocketAddrV4,
+    socket: Arc<DhcpSocket>,
 }
 
 impl DhcpService {
-    /// A service on a server and the place of its leases.
+    /// A service on a server, and what [`DhcpService::save_and_answer`] wants.
     pub(crate) fn new(
         server: DhcpServer,
-        store: Box<dyn LeaseStore>,
         files: Arc<dyn FirstFiles>,
         recorder: Arc<FlightRecorder>,
-    ) -> Self {
+    ) -> (Self, Receiver<Granted>) {
         let started = (SystemTime::now(), Instant::now());
-        Self {
-            decisions: Mutex::new(Decisions { server, store }),
+        let (to_save, granted) = async_channel::bounded(WAITING);
+        let service = Self {
+            server: Mutex::new(server),
+            to_save,
             files,
             recorder,
             started,
-        }
+        };
+        (service, granted)
     }
 
-    /// Answers one link for ever. Waits for the disk, so it wants a thread of its own.
+    /// Answers one link for ever.
     pub(crate) async fn run(self: Arc<Self>, socket: DhcpSocket) -> io::Result<()> {
+        let socket = Arc::new(socket);
         let mut buffer = [0; MAX_MESSAGE];
         loop {
-            let mut batch = Vec::new();
-            let mut next = match socket.receive(&mut buffer).await {
-                Ok(first) => Some(first),
+            let (len, source) = match socket.receive(&mut buffer).await {
+                Ok((len, SocketAddr::V4(source))) => (len, source),
+                Ok((_, SocketAddr::V6(_))) => continue,
                 // The interface is down, or an earlier reply came back; it may come up again.
                 Err(error) => {
                     log::warn!("DHCP on {}: {error}", socket.address);
@@ -70,58 +83,68 @@ impl DhcpService {
                     continue;
                 }
             };
-            while let Some((len, source)) = next {
-                if let SocketAddr::V4(source) = source {
-                    batch.push((source, buffer[..len].to_vec()));
-                }
-                next = (batch.len() < BATCH)
-                    .then(|| socket.receive_now(&mut buffer))
-                    .flatten();
-            }
-            for (source, reaction) in self.decide(&socket, &batch) {
+            let arrival = Arrival {
+                interface: socket.address,
+                source,
+            };
+            let reaction =
+                self.server()
+                    .handle(&buffer[..len], self.now(), arrival, self.files.as_ref());
+            if reaction.changed.is_empty() {
                 self.send(&socket, source, reaction).await;
+            } else {
+                let socket = Arc::clone(&socket);
+                let granted = Granted {
+                    reaction,
+                    source,
+                    socket,
+                };
+                // Closed: the saving thread died, and the server ends because of it.
+                if self.to_save.send(granted).await.is_err() {
+                    return Ok(());
+                }
             }
         }
     }
 
-    /// The reactions to a batch, their leases saved.
-    fn decide(
-        &self,
-        socket: &DhcpSocket,
-        batch: &[(SocketAddrV4, Vec<u8>)],
-    ) -> Vec<(SocketAddrV4, Reaction)> {
-        // A panic within would be a bug; going on with the leases as they are beats silence.
-        let mut decisions = self
-            .decisions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let now = self.now();
-        let mut reactions: Vec<_> = batch
-            .iter()
-            .map(|(source, bytes)| {
-                let arrival = Arrival {
-                    interface: socket.address,
-                    source: *source,
-                };
-                let files = self.files.as_ref();
-                (*source, decisions.server.handle(bytes, now, arrival, files))
-            })
-            .collect();
-        let changed: Vec<_> = reactions
-            .iter()
-            .flat_map(|(_, reaction)| reaction.changed.clone())
-            .collect();
-        if !changed.is_empty()
-            && let Err(error) = decisions.store.save(&changed)
-        {
-            log::error!(
-                "{} leases cannot be saved, so the machines are not answered: {:#}",
-                changed.len(),
-                anyhow::Error::from(error)
-            );
-            reactions.retain(|(_, reaction)| reaction.changed.is_empty());
+    /// Saves leases and sends the answers that wait for that, for ever. Waits for the disk, so it wants
+    /// a thread of its own.
+    pub(crate) async fn save_and_answer(
+        self: Arc<Self>,
+        granted: Receiver<Granted>,
+        mut store: Box<dyn LeaseStore>,
+    ) -> io::Result<()> {
+        while let Ok(first) = granted.recv().await {
+            let mut batch = vec![first];
+            while batch.len() < TOGETHER
+                && let Ok(next) = granted.try_recv()
+            {
+                batch.push(next);
+            }
+            let leases: Vec<_> = batch
+                .iter_mut()
+                .flat_map(|granted| std::mem::take(&mut granted.reaction.changed))
+                .collect();
+            match store.save(&leases) {
+                Ok(()) => {
+                    for granted in batch {
+                        self.send(&granted.socket, granted.source, granted.reaction)
+                            .await;
+                    }
+                }
+                Err(error) => log::error!(
+                    "{} leases cannot be saved, so the machines are not answered: {:#}",
+                    leases.len(),
+                    anyhow::Error::from(error)
+                ),
+            }
         }
-        reactions
+        Ok(())
+    }
+
+    fn server(&self) -> MutexGuard<'_, DhcpServer> {
+        // A panic within would be a bug; going on with the leases as they are beats silence.
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn send(&self, socket: &DhcpSocket, source: SocketAddrV4, reaction: Reaction) {

@@ -31,7 +31,7 @@ use crate::{
     config::{Config, Dhcp},
     dhcp::{
         boot_table::FirstFiles,
-        lease_store::{LeaseStore, SqliteLeases},
+        lease_store::{self, LeaseStore, SqliteLeases},
         proxy::{BOOT_SERVER_PORT, Door, ProxySettings, WayPolicy},
         proxy_service::ProxyService,
         server::{DhcpServer, Settings},
@@ -136,18 +136,17 @@ pub(super) fn serve(
         }
     }
     if !doors.dhcp.is_empty() {
-        let mut store = SqliteLeases::open(&state)?;
+        let mut store = SqliteLeases::open(&config.data_dir.join(lease_store::FILE))?;
+        store.take_over(&state)?;
         let leases = store.load()?;
         for lease in &leases {
             recorder.granted(lease.mac, lease.address);
         }
         let server = DhcpServer::new(settings, leases);
-        let service = Arc::new(DhcpService::new(
-            server,
-            Box::new(store),
-            catalogue,
-            recorder,
-        ));
+        let (service, granted) = DhcpService::new(server, catalogue, recorder);
+        let service = Arc::new(service);
+        let saving = Arc::clone(&service).save_and_answer(granted, Box::new(store));
+        parts.start_thread("saving leases", saving)?;
         for socket in doors.dhcp {
             parts.start_thread("the DHCP server", Arc::clone(&service).run(socket))?;
         }
