@@ -214,6 +214,7 @@ mod tests {
             store.take_over(&state).expect("taken over");
             assert_eq!(store.load().expect("read"), [lease(9, LeaseState::Bound)]);
         }
-        assert!(!earlier.table_exists(None, "lease").expect("asked"));
+        let later = Connection::open(&state).expect("a database");
+        assert!(!later.table_exists(None, "lease").expect("asked"));
     }
 }
