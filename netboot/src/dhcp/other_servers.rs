@@ -100,7 +100,9 @@ pub(crate) async fn look_for_servers(
     let Some(probe) = DhcpProbe::open(interface)? else {
         return Ok(Vec::new());
     };
-    let own = interface.addresses.iter().map(ipnet::Ipv4Net::addr);
+    // A DHCP server of this machine that is not netboot has our address, too.
+    let ours = probe.netboot_serves().then_some(&interface.addresses);
+    let own = ours.into_iter().flatten().map(ipnet::Ipv4Net::addr);
     // Any number will do that two searches do not share by chance.
     let transaction = uuid::Uuid::new_v4().as_fields().0;
     let mut search = Search::new(probe.mac(), transaction, own.collect(), patience);

@@ -138,7 +138,13 @@ impl Proxy {
         let (Some(kind), Some(mac)) = (request.message_type(), request.mac()) else {
             return reaction;
         };
-        if request.op != BOOTREQUEST || request.hops > MAX_HOPS || !mac.is_unicast() {
+        // Our own search for other servers goes out here, too, where it asks this machine's.
+        let from_us = |own: &Ipv4Net| own.addr() == *source.ip();
+        if request.op != BOOTREQUEST
+            || request.hops > MAX_HOPS
+            || !mac.is_unicast()
+            || self.settings.addresses.iter().any(from_us)
+        {
             return reaction;
         }
         let query = Query {

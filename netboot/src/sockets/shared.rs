@@ -57,7 +57,7 @@ impl ProxySocket {
         let frames = FrameSocket::open(interface)?;
         let ear = match frames.filter(|_| interface.is_ethernet()) {
             Some(frames) => Ear::Shared(SharedPort {
-                heard: PacketListener::open(frames.link, port)?,
+                heard: PacketListener::open(frames.link, port, Frames::Incoming)?,
                 packets: PacketSender::open(interface)?,
                 frames,
             }),
@@ -180,9 +180,10 @@ impl PacketSender {
 pub(crate) struct DhcpProbe {
     heard: PacketListener,
     frames: FrameSocket,
-    /// Reaches a server on this machine, which our frames do not pass by. It is there only if some
-    /// program has the servers' port.
+    /// Reaches a DHCP server on this machine, which our frames do not pass by. It is there only if
+    /// some program that is not netboot has the servers' port.
     local: Option<UdpSocket>,
+    netboot_serves: bool,
 }
 
 impl DhcpProbe {
@@ -192,22 +193,31 @@ impl DhcpProbe {
         let Some(frames) = frames.filter(|_| interface.is_ethernet()) else {
             return Ok(None);
         };
-        let local = match port_owner(Transport::Udp, SERVER_PORT) {
-            Some(owner) if !owner.ends_with(&format!("(process {})", std::process::id())) => {
-                let socket = udp()?;
-                socket
-                    .set_broadcast(true)
-                    .and_then(|()| socket.bind_device(Some(interface.name.as_bytes())))
-                    .map_err(|error| system("a UDP socket", error))?;
-                Some(UdpSocket::from(socket))
-            }
-            _ => None,
+        let owner = port_owner(Transport::Udp, SERVER_PORT);
+        let netboot_serves = owner
+            .as_ref()
+            .is_some_and(|owner| owner.starts_with("netboot "));
+        let local = if owner.is_none() || netboot_serves {
+            None
+        } else {
+            let socket = udp()?;
+            socket
+                .set_broadcast(true)
+                .and_then(|()| socket.bind_device(Some(interface.name.as_bytes())))
+                .map_err(|error| system("a UDP socket", error))?;
+            Some(UdpSocket::from(socket))
         };
         Ok(Some(Self {
-            heard: PacketListener::open(frames.link, CLIENT_PORT)?,
+            heard: PacketListener::open(frames.link, CLIENT_PORT, Frames::All)?,
             frames,
             local,
+            netboot_serves,
         }))
+    }
+
+    /// Whether the DHCP server of this machine is netboot: its answers are no other server's.
+    pub(crate) fn netboot_serves(&self) -> bool {
+        self.netboot_serves
     }
 
     /// Our card.
@@ -246,10 +256,19 @@ struct PacketListener {
     port: u16,
 }
 
+/// Whose frames a [`PacketListener`] hears (packet(7), linux/if_ether.h).
+#[derive(Debug, Clone, Copy)]
+enum Frames {
+    /// Those that come in: `ETH_P_IP`.
+    Incoming = 0x0800,
+    /// Also those that this machine sends: `ETH_P_ALL`. What a program here broadcasts is shown to packet
+    /// sockets on its way out only.
+    All = 0x0003,
+}
+
 impl PacketListener {
-    fn open(link: LinkAddr, port: u16) -> Result<Self, OpenError> {
-        // ETH_P_IP in network byte order (packet(7)).
-        let protocol = Protocol::from(i32::from(0x0800_u16.to_be()));
+    fn open(link: LinkAddr, port: u16, frames: Frames) -> Result<Self, OpenError> {
+        let protocol = Protocol::from(i32::from((frames as u16).to_be()));
         let open = || {
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
             socket.attach_filter(&udp_port_filter(port))?;

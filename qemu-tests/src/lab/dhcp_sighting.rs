@@ -44,6 +44,8 @@ impl Addressing {
 /// One DHCP message (RFC 2131 §2) and how it travelled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DhcpSighting {
+    /// IP source.
+    pub(crate) from: Ipv4Addr,
     /// How it was addressed.
     pub(crate) to: Addressing,
     /// From the server rather than to it.
@@ -115,14 +117,16 @@ pub(crate) fn dhcp_in_frame(frame: &[u8]) -> Option<DhcpSighting> {
         mac: array(ethernet, 0)?,
         ip: Ipv4Addr::from(array::<4>(header, 16)?),
     };
-    message(udp.get(8..)?, to)
+    let from = Ipv4Addr::from(array::<4>(header, 12)?);
+    message(udp.get(8..)?, from, to)
 }
 
-fn message(bytes: &[u8], to: Addressing) -> Option<DhcpSighting> {
+fn message(bytes: &[u8], from: Ipv4Addr, to: Addressing) -> Option<DhcpSighting> {
     if array(bytes, 236)? != MAGIC_COOKIE {
         return None;
     }
     let mut sighting = DhcpSighting {
+        from,
         to,
         is_reply: bytes[0] == BOOT_REPLY,
         transaction: array(bytes, 4)?,
@@ -256,6 +260,8 @@ mod tests {
         assert!(!seen.is_reply && seen.broadcast_flag && seen.to.is_broadcast());
         assert_eq!((seen.kind, seen.user_class.as_str()), (Some(1), "iPXE"));
         assert_eq!(seen.client, CLIENT);
+        assert_eq!(seen.from, Ipv4Addr::UNSPECIFIED);
+        assert_eq!(reply(CLIENT, GIVEN).from, OWN);
     }
 
     #[test]

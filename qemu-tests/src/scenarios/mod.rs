@@ -13,6 +13,7 @@ mod interrupted;
 mod link_selftest;
 mod local_disk;
 mod machine;
+mod proxy;
 mod real_network;
 mod restore;
 mod site;
@@ -51,7 +52,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
     STORIES.iter().chain(&boot_path::SCENARIOS)
 }
 
-const STORIES: [Scenario; 16] = [
+const STORIES: [Scenario; 18] = [
     Scenario {
         name: "link-selftest",
         about: "the virtual link carries TCP and UDP right, under loss, reordering and duplication too",
@@ -147,6 +148,18 @@ const STORIES: [Scenario; 16] = [
         about: "a DHCP client that is not ours gets, renews and returns an address",
         long: false,
         play: real_network::udhcpc,
+    },
+    Scenario {
+        name: "proxy-office",
+        about: "beside dnsmasq and without configuration, machines that boot get a file and others no answer",
+        long: false,
+        play: proxy::office,
+    },
+    Scenario {
+        name: "proxy-same-host",
+        about: "the proxy works beside dnsmasq on the same machine, which keeps port 67",
+        long: false,
+        play: proxy::same_host,
     },
 ];
 

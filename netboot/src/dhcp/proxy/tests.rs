@@ -428,6 +428,14 @@ fn a_machine_that_nothing_here_boots_is_left_to_others_and_noted() {
 }
 
 #[test]
+fn our_own_search_for_other_servers_is_not_answered() {
+    let bytes = message(MessageType::Discover, OVMF).emit();
+    let ours = SocketAddrV4::new(SERVER, 40_000);
+    let reaction = handle(&mut proxy(WayChoice::Auto), &bytes, Door::Servers, ours);
+    assert!(reaction.reply.is_none() && reaction.notes.is_empty());
+}
+
+#[test]
 fn a_boot_item_that_we_never_listed_is_not_ours_to_serve() {
     let source = SocketAddrV4::new([192, 0, 2, 85].into(), 68);
     let mut request = message(MessageType::Request, OVMF);
