@@ -198,7 +198,7 @@ impl Finder {
     fn asked(&mut self, port: &str, finding: Finding) {
         match (finding, &self.server) {
             (Finding::Server { url, by }, None) => {
-                log::info!("server {url} found by DHCP on {port} (said {})", who(by));
+                log::info!("server {url} found by DHCP on {port} (told by {})", who(by));
                 screen::update(|view| {
                     view.server = Some(url.clone());
                     view.state = "Looking for the server".to_owned();
@@ -206,7 +206,7 @@ impl Finder {
                 self.server = Some(url);
             }
             (Finding::Server { url, by }, Some(used)) if url != *used => log::warn!(
-                "another server, {url}, answered on {port} (said {}); {used} answered first and is used",
+                "another server, {url}, answered on {port} (told by {}); {used} answered first and is used",
                 who(by)
             ),
             (Finding::Unusable { text, by }, used) => log::warn!(
@@ -274,10 +274,7 @@ impl Finder {
 
 /// The one who answered, for people.
 fn who(by: Option<Ipv4Addr>) -> String {
-    by.map_or_else(
-        || "somebody".to_owned(),
-        |by| format!("the DHCP server or proxy {by}"),
-    )
+    by.map_or_else(|| "somebody".to_owned(), |by| by.to_string())
 }
 
 /// `10.0.0.1:8080` of `http://10.0.0.1:8080`, with the port of plain HTTP when none is said.
