@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     commands::OperatorCommand,
     config::{Config, DEFAULT_DATA_DIR, DhcpMode, Overrides},
+    doctor::DoctorArgs,
     serve::ServeError,
 };
 
@@ -34,7 +35,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
    0  done
    1  failed, for the reason printed: refused by the server, a watched job
-      that did not succeed, damage found by verify
+      that did not succeed, damage found by verify, a problem found by doctor
    2  wrong command line
   66  a folder or file that must be there is missing
   69  a port is taken, another netboot serves from the data directory, or
@@ -88,6 +89,9 @@ impl Place {
 pub(crate) enum Command {
     /// Answer machines that boot from the network, until told to stop
     Serve(ServeArgs),
+    /// Look at ports, network, boot files, store and clock, and say what is
+    /// wrong and how to put it right
+    Doctor(DoctorArgs),
     /// What operators ask of a server.
     #[command(flatten)]
     Operator(OperatorCommand),

@@ -309,12 +309,17 @@ impl Memory {
             }
         }
         let events = self.machines.entry(mac).or_default();
-        if let Fact::Fetched { file, over, .. } | Fact::FetchStopped { file, over, .. } =
-            &event.fact
-        {
+        let ended = match &event.fact {
+            Fact::Fetched { file, over, .. } | Fact::FetchStopped { file, over, .. } => {
+                Some((file, *over))
+            }
+            Fact::Probed { file, .. } => Some((file, Over::Tftp)),
+            _ => None,
+        };
+        if let Some((file, over)) = ended {
             let begun = events.iter().rposition(|earlier| {
                 matches!(&earlier.fact, Fact::FetchBegun { file: same, over: way, .. }
-                    if same == file && way == over)
+                    if same == file && *way == over)
             });
             begun.and_then(|index| events.remove(index));
         }

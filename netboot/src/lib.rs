@@ -12,6 +12,7 @@ mod commands;
 mod config;
 mod control_client;
 mod dhcp;
+mod doctor;
 mod flight_recorder;
 mod frames;
 #[cfg(any(fuzzing, test))]
@@ -39,13 +40,16 @@ pub fn run() -> ExitCode {
         .init();
     let Cli { place, command } = Cli::parse();
     let result = match command {
-        Command::Serve(args) => serve::run(&args, place),
+        Command::Serve(args) => serve::run(&args, place).map(|()| None),
+        Command::Doctor(args) => doctor::run(&args, place).map_err(anyhow::Error::from),
         Command::Operator(command) => place
             .data_directory()
-            .and_then(|directory| Ok(commands::run(&command, directory)?)),
+            .and_then(|directory| Ok(commands::run(&command, directory)?))
+            .map(|()| None),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(code)) => ExitCode::from(code as u8),
         Err(error) => {
             eprintln!("netboot: {error:#}");
             let code = match error.downcast_ref::<CommandError>() {

@@ -24,20 +24,37 @@ impl Transport {
             Self::Tcp => "TCP",
         }
     }
+
+    /// Its word in firewall rules.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// Whether anybody has a socket on the port.
+pub(crate) fn is_held(transport: Transport, port: u16) -> bool {
+    !inodes(transport, port).is_empty()
+}
+
+fn inodes(transport: Transport, port: u16) -> Vec<String> {
+    let tables = match transport {
+        Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
+        Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
+    };
+    tables
+        .iter()
+        .filter_map(|table| fs::read_to_string(table).ok())
+        .flat_map(|text| socket_inodes(&text, transport, port))
+        .collect()
 }
 
 /// The process that has a socket on the port, such as `dnsmasq (process 812)`. `None` when there
 /// is none, or when it belongs to somebody else and we are not root.
 pub(crate) fn port_owner(transport: Transport, port: u16) -> Option<String> {
-    let tables = match transport {
-        Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
-        Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
-    };
-    let inodes: Vec<String> = tables
-        .iter()
-        .filter_map(|table| fs::read_to_string(table).ok())
-        .flat_map(|text| socket_inodes(&text, transport, port))
-        .collect();
+    let inodes = inodes(transport, port);
     fs::read_dir("/proc")
         .ok()?
         .flatten()

@@ -8,7 +8,7 @@
 mod links;
 mod roles;
 mod running;
-mod watch;
+pub(crate) mod watch;
 
 use std::{
     fs, io,

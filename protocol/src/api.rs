@@ -35,6 +35,9 @@ pub const RESTORE_POINTS: &str = "/api/v1/restore-points";
 /// GET the flight recorder's list of machines.
 pub const TIMELINES: &str = "/api/v1/timelines";
 
+/// GET the [`ServerView`].
+pub const SERVER: &str = "/api/v1/server";
+
 /// The most digests in one request.
 pub const MAX_DIGESTS: usize = 1024;
 /// The most bytes in one upload of records.
@@ -92,6 +95,17 @@ pub fn cancel_job(job: &str) -> String {
 #[must_use]
 pub fn timeline(machine: &str) -> String {
     format!("/api/v1/machines/{machine}/timeline")
+}
+
+/// The running server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerView {
+    /// Its release.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Its process id.
+    pub process: u32,
 }
 
 /// The body of every error answer.

@@ -109,7 +109,7 @@ pub(crate) fn run(command: &OperatorCommand, data_directory: PathBuf) -> Result<
 }
 
 /// Prints a value as one JSON document.
-fn print_json<T: serde::Serialize>(value: &T) -> Result<(), CommandError> {
+pub(crate) fn print_json<T: serde::Serialize>(value: &T) -> Result<(), CommandError> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
@@ -119,7 +119,7 @@ fn print_json_line<T: serde::Serialize>(value: &T) -> Result<(), CommandError> {
 }
 
 /// Prints; a reader that has enough (`| head`) is no failure.
-fn print(text: &str) -> Result<(), CommandError> {
+pub(crate) fn print(text: &str) -> Result<(), CommandError> {
     use std::io::Write;
     let mut output = std::io::stdout().lock();
     match output

@@ -236,10 +236,10 @@ fn stopped_fetch(over: Over, file: &str, (bytes, of): (u64, u64), why: &Stopped)
             });
             let large = size.is_some_and(|size| size > 1468);
             let mtu = if large {
-                "The blocks are larger than an Ethernet frame: set `tftp_block_size = 1468` or \
+                "The blocks are larger than an Ethernet frame: set `[tftp] block_size = 1468` or \
                  smaller. "
             } else {
-                "A tunnel or VLAN with a smaller MTU loses large blocks: set `tftp_block_size = 512` \
+                "A tunnel or VLAN with a smaller MTU loses large blocks: set `[tftp] block_size = 512` \
                  to try. "
             };
             Diagnosis::new(
@@ -308,7 +308,7 @@ fn silence(boot: Boot<'_>) -> Diagnosis {
             "kernel-not-fetched",
             "the machine was told what to boot and did not fetch it whole",
             "The loader could not reach the files, or a person left its menu: look at the machine's \
-             screen. The URL that it was told must be reachable from it (`advertised_port`, \
+             screen. The URL that it was told must be reachable from it (`[http] advertised_port`, \
              firewall).",
         );
     }
@@ -426,7 +426,7 @@ fn http_unreachable() -> Diagnosis {
         "http-unreachable",
         "iPXE was told its script's address and never asked for it",
         "HTTP to this server is blocked, or the address is wrong from there: check the firewall for \
-         the HTTP port and `advertised_port`.",
+         the HTTP port and `[http] advertised_port`.",
     )
 }
 
@@ -465,7 +465,7 @@ fn before_files(boot: Boot<'_>) -> Diagnosis {
             "proxy-not-asked",
             "the machine was told to ask on port 4011 for its boot file and never did",
             "A firewall blocks UDP 4011 to this server, or the firmware cannot do that: set \
-             `[proxy] policy` so that the offer has the file in it, or set next-server and filename \
+             `[dhcp] proxy_offer = \"direct\"`, or set next-server and filename \
              in the main DHCP server.",
         ),
         (Some(_), None, Some(_)) => Diagnosis::new(

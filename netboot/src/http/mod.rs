@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use protocol::dhcp::MacAddress;
 use uuid::Uuid;
@@ -40,6 +41,8 @@ pub(crate) struct Recovery {
     pub(crate) jobs: Jobs,
     /// The time lines.
     pub(crate) recorder: Arc<FlightRecorder>,
+    /// When this server started.
+    pub(crate) started: Instant,
 }
 
 /// Why the server's state cannot be used.
@@ -80,6 +83,7 @@ impl Recovery {
             machines,
             jobs,
             recorder,
+            started: Instant::now(),
         })
     }
 }

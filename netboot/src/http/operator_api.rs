@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use backup::manifest::RestorePointId;
-use protocol::api::{self, Action, JobRequest, JobView, MachineView, RestorePointView};
+use protocol::api::{self, Action, JobRequest, JobView, MachineView, RestorePointView, ServerView};
 use protocol::dhcp::MacAddress;
 use protocol::job::JobKind;
 
@@ -32,6 +32,7 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
         .route(api::MACHINES, get(machines))
         .route("/api/v1/machines/{machine}/timeline", get(timeline))
         .route(api::TIMELINES, get(timelines))
+        .route(api::SERVER, get(server))
         .route(api::JOBS, get(jobs).post(create_job))
         .route("/api/v1/jobs/{job}/cancel", post(cancel))
         .route(api::RESTORE_POINTS, get(restore_points))
@@ -175,4 +176,12 @@ async fn timelines(State(recovery): Shared) -> Json<Seen> {
         })
     });
     Json(seen.await)
+}
+
+async fn server(State(recovery): Shared) -> Json<ServerView> {
+    Json(ServerView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: recovery.started.elapsed().as_secs(),
+        process: std::process::id(),
+    })
 }
