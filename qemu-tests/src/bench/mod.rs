@@ -8,6 +8,7 @@
 
 mod boot;
 mod cpu;
+mod http;
 mod peers;
 mod tftp;
 mod tftp_client;
@@ -38,11 +39,16 @@ impl Bench {
 }
 
 /// Every bench.
-pub(crate) const ALL: [Bench; 2] = [
+pub(crate) const ALL: [Bench; 3] = [
     Bench {
         name: "tftp",
         about: "speed and processor time of TFTP beside tftpd-hpa, atftpd and dnsmasq",
         run: tftp::run,
+    },
+    Bench {
+        name: "http",
+        about: "speed and processor time of HTTP beside nginx, for one machine and for fifty",
+        run: http::run,
     },
     Bench {
         name: "boot",

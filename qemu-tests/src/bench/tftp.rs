@@ -11,6 +11,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use super::tftp_client::{self, Agreed, Fetch};
 use super::tftp_servers::{self, OURS, SMALL_FILE, TftpServer};
@@ -30,10 +32,10 @@ const MIB: usize = 1 << 20;
 /// Files to choose from, in bytes; the largest is that of a large initial file system.
 const FILES: [usize; 6] = [MIB / 8, MIB / 2, 2 * MIB, 8 * MIB, 16 * MIB, 32 * MIB];
 /// A turn lasts at least so long, however fast a fetch is.
-const TURN: Duration = Duration::from_millis(150);
-const TURNS: usize = 5;
+const TURN: Duration = Duration::from_millis(100);
+const TURNS: usize = 7;
 /// With a delay a turn is mostly waiting, which differs less.
-const TURNS_WITH_DELAY: usize = 2;
+const TURNS_WITH_DELAY: usize = 3;
 
 /// Measures.
 ///
@@ -47,7 +49,11 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()
     // in.tftpd finds no address at all in a network that has only the loopback's (getaddrinfo(3),
     // AI_ADDRCONFIG).
     namespace.ip(&["addr", "add", "10.79.0.1/32", "dev", "lo"])?;
+    // Servers on one processor, client and way on another, as they are on computers of their own; where
+    // the scheduler puts them otherwise decides more than the servers do.
+    stay_on(1);
     let servers = tftp_servers::start_all(settings, namespace.place(), &folder, scratch.path())?;
+    stay_on(0);
     for case in cases() {
         let measured = namespace
             .place()
@@ -57,6 +63,17 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()
         }
     }
     Ok(())
+}
+
+/// Keeps this thread, and what it starts from now on, on one processor; with only one there is no choice.
+fn stay_on(processor: usize) {
+    let mut set = CpuSet::new();
+    let kept = set
+        .set(processor)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(error) = kept {
+        log::debug!("not on processor {processor}: {error}");
+    }
 }
 
 /// The files by length, and one small one. Their bytes do not repeat within any block.

@@ -32,8 +32,8 @@ pub(crate) struct TftpServer {
     pub(crate) name: &'static str,
     /// Where it is asked.
     pub(crate) address: SocketAddrV4,
-    // Killed before its account is closed.
-    _process: Process,
+    /// It, killed before its account is closed.
+    pub(crate) process: Process,
     /// Its processor time.
     pub(crate) cpu: CpuAccount,
 }
@@ -60,7 +60,7 @@ pub(crate) fn start_all(
             name,
             address,
             cpu: CpuAccount::of(process.id())?,
-            _process: process,
+            process,
         })
     };
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
@@ -116,7 +116,8 @@ pub(crate) fn start_all(
     Ok(servers)
 }
 
-fn start_ours(
+/// Starts ours alone; HTTP is on its usual port.
+pub(crate) fn start_ours(
     settings: &Settings,
     place: &Place,
     files: &Path,
@@ -149,7 +150,7 @@ fn start_ours(
         name: OURS,
         address,
         cpu: CpuAccount::of(process.id())?,
-        _process: process,
+        process,
     })
 }
 
