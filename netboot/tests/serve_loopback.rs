@@ -1,17 +1,16 @@
 //! The server on loopback ports, asked by clients that nobody here wrote, and by a relay.
 
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod server;
 
 use std::{
-    fs,
     io::{Read, Write},
     net::{Ipv4Addr, TcpStream, UdpSocket},
-    process::Command,
     time::Duration,
 };
 
 use protocol::dhcp::{Message, MessageType, Options, code};
-use server::{Folders, Server, has_program};
+use server::{Folders, Server};
 
 /// A relay as the lab has one: it names the link and wants answers at the port it asks from.
 struct Relay {
@@ -206,137 +205,6 @@ fn http_boot_is_sent_on_to_the_local_disk_when_there_is_no_work() {
         assert_eq!(body.len() == 1000, status == "200", "{unknown}");
         let (head, _) = get(&server, "/boot/for/nobody/ipxe.efi", "Host: a\r\n");
         assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
-    }
-}
-
-/// Runs a client that writes what it fetched into `fetched`.
-fn fetch(folders: &Folders, command: &mut Command) -> Option<Vec<u8>> {
-    let target = folders.path("fetched");
-    let _ = fs::remove_file(&target);
-    let output = command
-        .current_dir(folders.path(""))
-        .output()
-        .expect("the client runs");
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    fs::read(target).ok()
-}
-
-/// Lengths around a block's end for the usual block sizes, and nothing at all.
-const LENGTHS: [usize; 9] = [0, 1, 511, 512, 513, 1468, 2 * 1468, 65464, 300_000];
-
-#[test]
-fn curl_fetches_every_length_with_every_block_size() {
-    if !has_program("curl") {
-        return;
-    }
-    let folders = Folders::new();
-    let files: Vec<_> = LENGTHS
-        .iter()
-        .map(|len| folders.add_boot_file(&format!("f{len}"), *len))
-        .collect();
-    let server = Server::start(&folders.write_config([0; 3], ""));
-    for (len, bytes) in LENGTHS.iter().zip(&files) {
-        for block_size in ["8", "512", "1428", "1468", "65464"] {
-            // Too many turns for a test; and curl takes an OACK with tsize 0 for an error.
-            if (*len > 70_000 && block_size == "8") || *len == 0 {
-                continue;
-            }
-            let url = format!("tftp://127.0.0.1:{}/f{len}", server.tftp);
-            let mut curl = Command::new("curl");
-            curl.args(["-sS", "-o", "fetched", "--tftp-blksize", block_size, &url]);
-            assert!(
-                fetch(&folders, &mut curl).as_ref() == Some(bytes),
-                "{len} bytes, blocks of {block_size}"
-            );
-        }
-        let url = format!("tftp://127.0.0.1:{}/f{len}", server.tftp);
-        let mut plain = Command::new("curl");
-        plain.args(["-sS", "-o", "fetched", "--tftp-no-options", &url]);
-        assert!(
-            fetch(&folders, &mut plain).unwrap_or_default() == *bytes,
-            "{len} bytes"
-        );
-    }
-}
-
-#[test]
-fn curl_fetches_more_than_65535_blocks() {
-    if !has_program("curl") {
-        return;
-    }
-    let folders = Folders::new();
-    let bytes = folders.add_boot_file("long", 8 * 66_000 + 5);
-    let server = Server::start(&folders.write_config([0; 3], ""));
-    let url = format!("tftp://127.0.0.1:{}/long", server.tftp);
-    let mut curl = Command::new("curl");
-    curl.args(["-sS", "-o", "fetched", "--tftp-blksize", "8", &url]);
-    assert!(fetch(&folders, &mut curl).as_deref() == Some(&bytes[..]));
-}
-
-#[test]
-fn tftp_hpa_fetches_every_length() {
-    if !has_program("tftp") {
-        return;
-    }
-    let folders = Folders::new();
-    let files: Vec<_> = LENGTHS
-        .iter()
-        .map(|len| folders.add_boot_file(&format!("f{len}"), *len))
-        .collect();
-    let server = Server::start(&folders.write_config([0; 3], ""));
-    for (len, bytes) in LENGTHS.iter().zip(&files) {
-        let mut tftp = Command::new("tftp");
-        tftp.args([
-            "-m",
-            "binary",
-            "127.0.0.1",
-            &server.tftp.to_string(),
-            "-c",
-            "get",
-        ]);
-        tftp.args([&format!("f{len}"), "fetched"]);
-        assert!(
-            fetch(&folders, &mut tftp).as_deref() == Some(&bytes[..]),
-            "{len} bytes"
-        );
-    }
-}
-
-#[test]
-fn atftp_fetches_with_windows() {
-    if !has_program("atftp") {
-        return;
-    }
-    let folders = Folders::new();
-    let bytes = folders.add_boot_file("file", 300_000);
-    let server = Server::start(&folders.write_config([0; 3], ""));
-    for (block_size, window) in [("512", "1"), ("1468", "4"), ("1468", "16"), ("8192", "64")] {
-        let mut atftp = Command::new("atftp");
-        atftp.args(["--option", &format!("blksize {block_size}")]);
-        atftp.args([
-            "--option",
-            &format!("windowsize {window}"),
-            "--option",
-            "tsize 0",
-        ]);
-        atftp.args([
-            "--get",
-            "-r",
-            "file",
-            "-l",
-            "fetched",
-            "127.0.0.1",
-            &server.tftp.to_string(),
-        ]);
-        let fetched = fetch(&folders, &mut atftp);
-        assert!(
-            fetched.as_deref() == Some(&bytes[..]),
-            "blocks of {block_size}, window {window}"
-        );
     }
 }
 

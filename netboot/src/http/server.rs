@@ -162,6 +162,9 @@ where
         http1::Builder::new()
             .timer(SmolTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
+            // Otherwise hyper copies every body into one buffer first: this stream does not say that
+            // it takes parts as they are (docs/decisions/0009).
+            .writev(true)
             .serve_connection(stream, service)
     );
     let told = async {
