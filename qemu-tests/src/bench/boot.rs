@@ -20,12 +20,12 @@ const BENCH: &str = "boot";
 const ROUNDS: usize = 2;
 /// The same kernel's command line as our server gives, but for the server, in iPXE's words.
 const IPXE_SCRIPT: &str = "#!ipxe
-kernel tftp://${next-server}/vmlinuz initrd=initramfs console=tty0 console=ttyS0,115200
+kernel tftp://${next-server}/vmlinuz initrd=initramfs netboot.server=http://10.78.0.2 console=tty0 console=ttyS0,115200
 initrd tftp://${next-server}/initramfs
 boot
 ";
 /// The same in GRUB's.
-const GRUB_CONFIGURATION: &str = "linux /vmlinuz console=tty0 console=ttyS0,115200
+const GRUB_CONFIGURATION: &str = "linux /vmlinuz netboot.server=http://10.78.0.2 console=tty0 console=ttyS0,115200
 initrd /initramfs
 boot
 ";
