@@ -14,7 +14,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use protocol::dhcp::{
-    BOOTREQUEST, BootClient, MacAddress, Message, MessageType, RelayInformation, code,
+    AGENT_CLASS, BOOTREQUEST, BootClient, MacAddress, Message, MessageType, RelayInformation, code,
 };
 
 use super::{
@@ -375,6 +375,12 @@ impl DhcpServer {
             address: subnet.server,
             http_port: subnet.http_port,
         };
+        // Our agent, started without a command line of its own, asks where its server is.
+        let class = exchange.request.options.get(code::VENDOR_CLASS);
+        if class == Some(AGENT_CLASS.as_bytes()) {
+            let url = format!("http://{}:{}", source.address, source.http_port);
+            reply.options.set(code::NETBOOT_SERVER, url);
+        }
         let told = add_boot_file(exchange.request, exchange.mac, source, &mut reply, files);
         let (file, refusal) = match told {
             Ok(told) => (told, None),

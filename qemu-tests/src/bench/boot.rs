@@ -25,7 +25,8 @@ initrd tftp://${next-server}/initramfs
 boot
 ";
 /// The same in GRUB's.
-const GRUB_CONFIGURATION: &str = "linux /vmlinuz netboot.server=http://10.78.0.2 console=tty0 console=ttyS0,115200
+const GRUB_CONFIGURATION: &str =
+    "linux /vmlinuz netboot.server=http://10.78.0.2 console=tty0 console=ttyS0,115200
 initrd /initramfs
 boot
 ";

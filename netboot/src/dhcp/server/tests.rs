@@ -325,6 +325,28 @@ fn inform_is_answered_without_an_address_or_a_lease() {
 }
 
 #[test]
+fn the_agent_that_asks_by_inform_is_told_the_servers_url() {
+    let mut server = server(100, 200);
+    let mut inform = request(client(1), MessageType::Inform);
+    inform.client_address = address(20);
+    let reaction = react(&mut server, &inform, START);
+    assert_eq!(answer(&reaction).options.get(code::NETBOOT_SERVER), None);
+    inform
+        .options
+        .set(code::VENDOR_CLASS, protocol::dhcp::AGENT_CLASS);
+    let reaction = react(&mut server, &inform, START);
+    let ack = answer(&reaction);
+    let url = ack
+        .options
+        .get(code::NETBOOT_SERVER)
+        .map(String::from_utf8_lossy);
+    assert!(
+        url.as_ref().is_some_and(|url| url.starts_with("http://")),
+        "{url:?}"
+    );
+}
+
+#[test]
 fn an_exhausted_pool_is_silent_and_says_so_to_the_recorder() {
     let mut server = server(100, 101);
     bind(&mut server, client(1), START);
