@@ -146,7 +146,10 @@ enum Origin {
         /// Options of `apt-get`; nothing until it was found out which.
         options: Option<Vec<OsString>>,
     },
-    Directory(PathBuf),
+    Directory {
+        architecture: Architecture,
+        path: PathBuf,
+    },
 }
 
 /// Takes packages from their origin, each at most once.
@@ -183,7 +186,7 @@ impl Packages {
             options: None,
         };
         Self {
-            origin: directory.map_or(apt, Origin::Directory),
+            origin: directory.map_or(apt, |path| Origin::Directory { architecture, path }),
             cache,
             taken: BTreeMap::new(),
             progress,
@@ -240,9 +243,9 @@ impl Packages {
             let options = self.apt_options()?;
             let archives = match &self.origin {
                 Origin::Apt { .. } => self.fetch_all(&missing, &options)?,
-                Origin::Directory(directory) => missing
+                Origin::Directory { architecture, path } => missing
                     .iter()
-                    .map(|name| archive_in(directory, name))
+                    .map(|name| archive_in(path, name, *architecture))
                     .collect::<Result<_, _>>()?,
             };
             for (name, archive) in missing.iter().zip(archives) {
@@ -428,9 +431,19 @@ impl Offer {
     }
 }
 
-/// The one `.deb` file of package `name` in `directory`.
-fn archive_in(directory: &Path, name: &str) -> Result<PathBuf, PackageError> {
+/// The one `.deb` file of package `name` in `directory`; one for another processor does not count.
+fn archive_in(
+    directory: &Path,
+    name: &str,
+    architecture: Architecture,
+) -> Result<PathBuf, PackageError> {
     let prefix = format!("{name}_");
+    // NAME_VERSION_ARCHITECTURE.deb; a name that somebody gave otherwise counts too.
+    let others = Architecture::ALL
+        .into_iter()
+        .filter(|other| *other != architecture)
+        .map(|other| format!("_{}.deb", other.debian()))
+        .collect::<Vec<_>>();
     let mut found = Vec::new();
     let entries = fs::read_dir(directory).map_err(io_error("list the packages", directory))?;
     for entry in entries {
@@ -438,6 +451,7 @@ fn archive_in(directory: &Path, name: &str) -> Result<PathBuf, PackageError> {
         if let Ok(file) = entry.file_name().into_string()
             && file.starts_with(&prefix)
             && file.ends_with(".deb")
+            && !others.iter().any(|other| file.ends_with(other))
         {
             found.push(file);
         }
@@ -531,8 +545,11 @@ mod tests {
     fn a_package_that_the_directory_lacks_is_named_with_the_command_to_fetch_it() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("libc6-dev_1_amd64.deb"), b"").unwrap();
-        let error = archive_in(directory.path(), "libc6").unwrap_err();
+        let error = archive_in(directory.path(), "libc6", Architecture::X64).unwrap_err();
         assert!(error.to_string().contains("apt-get download libc6"));
+        fs::write(directory.path().join("libc6_1_arm64.deb"), b"").unwrap();
+        assert!(archive_in(directory.path(), "libc6", Architecture::X64).is_err());
+        archive_in(directory.path(), "libc6", Architecture::Arm64).unwrap();
         for version in ["1", "2"] {
             fs::write(
                 directory.path().join(format!("libc6_{version}_amd64.deb")),
@@ -540,7 +557,7 @@ mod tests {
             )
             .unwrap();
         }
-        let error = archive_in(directory.path(), "libc6").unwrap_err();
+        let error = archive_in(directory.path(), "libc6", Architecture::X64).unwrap_err();
         assert!(
             error
                 .to_string()
