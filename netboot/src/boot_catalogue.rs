@@ -16,9 +16,7 @@ use std::{
 };
 
 use crate::boot_content::{Content, ContentCache};
-use crate::dhcp::boot_table::{
-    self, BootRequest, FirstFile, FirstFiles, NoFirstFile, loader_names,
-};
+use crate::dhcp::boot_table::loader_names;
 
 /// Folders are read this deep.
 const MAX_DEPTH: usize = 4;
@@ -118,6 +116,11 @@ impl BootCatalogue {
         self.contents.content(File::open(&file.path)?, &file.digest)
     }
 
+    /// Reads the folder again unless that was done a moment ago.
+    pub(crate) fn refresh(&self) {
+        self.read_again();
+    }
+
     fn read_again(&self) {
         let known = {
             let mut table = self.lock();
@@ -136,12 +139,6 @@ impl BootCatalogue {
     fn lock(&self) -> MutexGuard<'_, Table> {
         // The table is replaced whole, so a panic elsewhere cannot leave half of one.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl FirstFiles for BootCatalogue {
-    fn first_file(&self, request: &BootRequest) -> Result<FirstFile, NoFirstFile> {
-        boot_table::first_file(&request.client, |name| self.has(name))
     }
 }
 

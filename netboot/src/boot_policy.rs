@@ -1,30 +1,38 @@
-//! What a machine that asks gets to boot, and the iPXE script that makes it so.
+//! What a machine that asks gets to boot: the decision, and the names by which it asks.
 //!
 //! Pure functions: the caller looks the machine up and sends the text.
 //!
-//! Not here: which loader a firmware gets (`dhcp::boot_table`), the routes (`http::boot_files`), what
-//! counts as work for a machine (whoever implements [`MachineDirectory`]).
+//! Not here: which loader a firmware gets (`dhcp::boot_table`), what counts as work for a machine
+//! (whoever implements [`MachineDirectory`]), asking and answering (`boot_desk`).
 
-use std::fmt::Write;
+pub(crate) mod grub_config;
+pub(crate) mod ipxe_script;
+pub(crate) mod tftp_name;
 
 use protocol::{
-    boot_args::BootArgs,
+    api::NextBoot,
     dhcp::{ArchitectureCode, MacAddress},
 };
 use uuid::Uuid;
 
+use crate::dhcp::boot_table::{LoaderChoice, LoaderKind};
+
 /// Path of the script on the HTTP server.
 pub(crate) const SCRIPT_PATH: &str = "/boot/ipxe";
-/// Path below which UEFI HTTP Boot finds its loader: `/boot/for/MAC/FILE`. The firmware tells what it
-/// fetched by the end of the path, so the machine's name goes before it.
+/// Path below which a machine finds its files by HTTP: `/boot/for/MAC/FILE`. The firmware tells what
+/// it fetched by the end of the path, so the machine's name goes before it. By TFTP: `for/MAC/FILE`.
 pub(crate) const LOADER_PATH: &str = "/boot/for";
 /// Name of the kernel in the boot folder.
 pub(crate) const KERNEL: &str = "vmlinuz";
 /// Name of the initial file system in the boot folder.
 pub(crate) const INITRAMFS: &str = "initramfs";
+/// Folder of the boot folder with both for 64-bit Arm.
+pub(crate) const ARM64_FOLDER: &str = "arm64";
 
 /// The screen last: the kernel's own messages go to both, `/dev/console` is the serial line.
 const CONSOLES: &str = "console=tty0 console=ttyS0,115200";
+/// The same on 64-bit Arm, whose first serial port is a PL011.
+const CONSOLES_ARM64: &str = "console=tty0 console=ttyAMA0";
 
 /// What the server knows of a machine when it boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,20 +45,76 @@ pub(crate) enum MachineState {
     HasWork,
 }
 
-/// Where the state of machines is known.
+/// What the server knows and an operator said of a machine when it boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AtBoot {
+    /// What is known.
+    pub(crate) state: MachineState,
+    /// What an operator wants it to boot next.
+    pub(crate) next: Option<NextBoot>,
+}
+
+/// Where the state of machines is known. May wait for the disk.
 pub(crate) trait MachineDirectory: Send + Sync {
     /// What is known of the machine with this card or this SMBIOS UUID.
-    fn boot_state(&self, mac: MacAddress, uuid: Option<Uuid>) -> MachineState;
+    fn at_boot(&self, mac: MacAddress, uuid: Option<Uuid>) -> AtBoot;
+
+    /// The machine was told to boot this.
+    fn told(&self, mac: MacAddress, uuid: Option<Uuid>, decision: BootDecision);
 }
 
 /// What a machine that is not known gets (`boot.unknown_machines`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum UnknownMachines {
     /// The recovery environment, so that it becomes known.
+    #[default]
     Recovery,
     /// Its own disk.
     LocalDisk,
+    /// The menu, with the recovery environment marked.
+    Menu,
+}
+
+/// What operators set for all machines (`[boot]`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BootPolicy {
+    /// What machines that nobody knows boot.
+    pub(crate) unknown: UnknownMachines,
+    /// How long the menu waits before it starts what is marked; 0 for no menu.
+    pub(crate) menu_seconds: u16,
+    /// Which loaders come first.
+    pub(crate) loaders: LoaderChoice,
+}
+
+/// What a menu offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// The recovery environment: full system restore.
+    Recovery,
+    /// The machine's own disk.
+    LocalDisk,
+}
+
+impl Entry {
+    /// All, in the menu's order.
+    pub(crate) const ALL: [Self; 2] = [Self::Recovery, Self::LocalDisk];
+
+    /// Its label in scripts.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Recovery => "recovery",
+            Self::LocalDisk => "local-disk",
+        }
+    }
+
+    /// What the menu says.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Recovery => "Full system restore (recovery environment)",
+            Self::LocalDisk => "Start from the local disk",
+        }
+    }
 }
 
 /// What a machine boots.
@@ -60,18 +124,58 @@ pub(crate) enum BootDecision {
     Recovery,
     /// Its own disk, so that network-first boot order is safe to leave on.
     LocalDisk,
+    /// What a person at it chooses, else this.
+    Menu(Entry),
 }
 
-/// Decides.
-pub(crate) fn decide(state: MachineState, unknown: UnknownMachines) -> BootDecision {
-    match (state, unknown) {
-        (MachineState::HasWork, _) | (MachineState::Unknown, UnknownMachines::Recovery) => {
-            BootDecision::Recovery
-        }
-        (MachineState::Idle, _) | (MachineState::Unknown, UnknownMachines::LocalDisk) => {
-            BootDecision::LocalDisk
+impl BootDecision {
+    /// What is told to a loader that can show no menu: a unified kernel image is the recovery
+    /// environment itself.
+    pub(crate) fn without_menu(self) -> Self {
+        match self {
+            Self::Menu(Entry::Recovery) => Self::Recovery,
+            Self::Menu(Entry::LocalDisk) => Self::LocalDisk,
+            decided => decided,
         }
     }
+}
+
+/// Decides. Work comes first, whatever else was said: a job that an operator ordered must not wait
+/// for ever behind a wish of last year.
+pub(crate) fn decide(machine: AtBoot, policy: &BootPolicy) -> BootDecision {
+    let marked = match (machine.state, policy.unknown) {
+        (MachineState::HasWork, _) => return BootDecision::Recovery,
+        (MachineState::Idle, _) | (MachineState::Unknown, UnknownMachines::LocalDisk) => {
+            Entry::LocalDisk
+        }
+        (MachineState::Unknown, UnknownMachines::Recovery | UnknownMachines::Menu) => {
+            Entry::Recovery
+        }
+    };
+    let asks = machine.state == MachineState::Unknown && policy.unknown == UnknownMachines::Menu;
+    let decision = match machine.next {
+        Some(NextBoot::Recovery) => BootDecision::Recovery,
+        Some(NextBoot::LocalDisk) => BootDecision::LocalDisk,
+        Some(NextBoot::Menu) => BootDecision::Menu(marked),
+        None if asks => BootDecision::Menu(marked),
+        None => BootDecision::Menu(marked).without_menu(),
+    };
+    if policy.menu_seconds == 0 {
+        decision.without_menu()
+    } else {
+        decision
+    }
+}
+
+/// Whether a machine for which this was decided is sent a loader of this kind. Firmware that gets
+/// none goes on to its next boot entry at once; a BIOS gets its loader all the same, which starts
+/// the disk even where the BIOS would not.
+pub(crate) fn is_sent(decision: BootDecision, loader: &str, kind: LoaderKind) -> bool {
+    let decision = match kind {
+        LoaderKind::Unified => decision.without_menu(),
+        LoaderKind::Ipxe | LoaderKind::Shim => decision,
+    };
+    decision != BootDecision::LocalDisk || loader == "undionly.kpxe"
 }
 
 /// What an iPXE runs on, in its own words (`${platform}`).
@@ -121,121 +225,14 @@ pub(crate) fn script_url(
 
 /// The URL of the loader for a machine that boots by UEFI HTTP Boot.
 pub(crate) fn loader_url(base: &str, mac: MacAddress, file: &str) -> String {
-    let mac = mac.to_string().replace(':', "-");
+    let mac = with_hyphens(mac);
     format!("{base}{LOADER_PATH}/{mac}/{file}")
 }
 
-/// The script for an iPXE that came without saying who it is (its URL was typed or is burnt in).
-pub(crate) fn chain_script(base: &str) -> String {
-    format!(
-        "#!ipxe\nchain --replace {base}{SCRIPT_PATH}?mac=${{netX/mac:hexhyp}}&platform=${{platform}}&uuid=${{uuid}}\n"
-    )
-}
-
-/// The script for a machine. `base` is the server's URL as this machine reaches it, without a
-/// slash at the end.
-pub(crate) fn script(
-    decision: BootDecision,
-    base: &str,
-    mac: MacAddress,
-    platform: Platform,
-) -> String {
-    let mut text = String::from("#!ipxe\n");
-    match (decision, platform) {
-        (BootDecision::Recovery, _) => {
-            let args = BootArgs {
-                server: Some(base.to_owned()),
-                mac: Some(mac.to_string()),
-            };
-            // The query tells the flight recorder whose fetch it is, even behind address
-            // translation. `initrd=` is for kernels that find it by name (EFI stub before 5.8).
-            let _ = write!(
-                text,
-                "echo netboot: starting the recovery environment from {base}\n\
-                 :again\n\
-                 imgfree\n\
-                 kernel --name {KERNEL} {base}/boot/{KERNEL}?mac={mac} initrd={INITRAMFS} {args} {CONSOLES} || goto failed\n\
-                 initrd --name {INITRAMFS} {base}/boot/{INITRAMFS}?mac={mac} || goto failed\n\
-                 boot || goto failed\n\
-                 :failed\n\
-                 echo netboot: the boot files could not be fetched or started; again in 5 seconds\n\
-                 sleep 5\n\
-                 goto again\n"
-            );
-        }
-        (BootDecision::LocalDisk, Platform::PcBios) => text.push_str(
-            "echo netboot: nothing to do for this machine; starting its local disk\n\
-             sanboot --no-describe --drive 0x80 || exit 1\n",
-        ),
-        // UEFI goes on to the next boot entry only after a failure: after a success it stops in
-        // its menu (UEFI specification, "Boot Manager", Boot Option Recovery).
-        (BootDecision::LocalDisk, Platform::Efi) => text.push_str(
-            "echo netboot: nothing to do for this machine; going on to its local disk\n\
-             exit 1\n",
-        ),
-    }
-    text
+/// A card's address as a part of a path.
+pub(crate) fn with_hyphens(mac: MacAddress) -> String {
+    mac.to_string().replace(':', "-")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BASE: &str = "http://10.77.0.1:8080";
-
-    fn mac() -> MacAddress {
-        MacAddress::new([0x52, 0x54, 0, 0, 0, 1])
-    }
-
-    #[test]
-    fn a_machine_without_work_goes_on_to_its_disk_whatever_the_policy() {
-        for unknown in [UnknownMachines::Recovery, UnknownMachines::LocalDisk] {
-            assert_eq!(decide(MachineState::Idle, unknown), BootDecision::LocalDisk);
-            assert_eq!(
-                decide(MachineState::HasWork, unknown),
-                BootDecision::Recovery
-            );
-        }
-    }
-
-    #[test]
-    fn unknown_machines_follow_the_policy() {
-        assert_eq!(
-            decide(MachineState::Unknown, UnknownMachines::Recovery),
-            BootDecision::Recovery
-        );
-        assert_eq!(
-            decide(MachineState::Unknown, UnknownMachines::LocalDisk),
-            BootDecision::LocalDisk
-        );
-    }
-
-    #[test]
-    fn the_longest_script_url_fits_the_file_field() {
-        let url = script_url(
-            "http://255.255.255.255:65535",
-            mac(),
-            Some([7; 16]),
-            Platform::PcBios,
-        );
-        assert!(url.len() < 128, "{} bytes", url.len());
-    }
-
-    #[test]
-    fn the_recovery_script_hands_over_server_and_card() {
-        let text = script(BootDecision::Recovery, BASE, mac(), Platform::Efi);
-        assert!(text.starts_with("#!ipxe\n"));
-        assert!(
-            text.contains("netboot.server=http://10.77.0.1:8080 netboot.mac=52:54:00:00:00:01 ")
-        );
-        assert!(text.contains("initrd --name initramfs http://10.77.0.1:8080/boot/initramfs"));
-    }
-
-    #[test]
-    fn the_local_disk_is_started_as_the_platform_can() {
-        let bios = script(BootDecision::LocalDisk, BASE, mac(), Platform::PcBios);
-        assert!(bios.contains("sanboot --no-describe --drive 0x80"));
-        let efi = script(BootDecision::LocalDisk, BASE, mac(), Platform::Efi);
-        assert!(efi.ends_with("exit 1\n") && !efi.contains("sanboot"));
-    }
-}
+mod tests;

@@ -21,7 +21,7 @@ use std::{
 use ipnet::Ipv4Net;
 use protocol::dhcp::MacAddress;
 
-use crate::{boot_policy::UnknownMachines, dhcp::proxy::WayPolicy};
+use crate::{boot_policy::BootPolicy, dhcp::proxy::WayPolicy};
 pub(crate) use error::ConfigError;
 
 /// Where state is kept when nobody says otherwise; made when it is not there.
@@ -53,8 +53,8 @@ pub(crate) struct Config {
     pub(crate) subnets: Vec<SubnetConfig>,
     /// Addresses kept for machines.
     pub(crate) reservations: HashMap<MacAddress, Vec<Ipv4Addr>>,
-    /// What machines that nobody knows boot.
-    pub(crate) unknown_machines: UnknownMachines,
+    /// What machines boot.
+    pub(crate) boot: BootPolicy,
 }
 
 /// Where the server is reached.

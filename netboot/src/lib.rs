@@ -6,6 +6,7 @@
 
 mod boot_catalogue;
 mod boot_content;
+mod boot_desk;
 mod boot_policy;
 mod cli;
 mod commands;
@@ -20,6 +21,7 @@ pub mod fuzzing;
 mod http;
 mod jobs;
 mod machines;
+mod next_boot;
 mod port_owner;
 mod serve;
 mod sockets;

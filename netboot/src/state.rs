@@ -44,7 +44,8 @@ pub(crate) enum StateError {
 
 /// Each brings the schema from the version that is its index to the next one. Released ones are
 /// never changed.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE machine (
         id TEXT PRIMARY KEY,
         host_name TEXT,
@@ -74,7 +75,16 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX job_machine ON job (machine, state);
     -- However two requests meet: one unfinished job for each machine.
     CREATE UNIQUE INDEX job_unfinished ON job (machine) WHERE state IN ('waiting', 'running');
-"];
+",
+    "
+    CREATE TABLE next_boot (
+        machine TEXT PRIMARY KEY,     -- id of a machine, or Ethernet address of an unknown one
+        boots TEXT NOT NULL,          -- JSON: protocol::api::NextBoot
+        always INTEGER NOT NULL,
+        told_at INTEGER               -- seconds since 1970-01-01 UTC
+    ) STRICT;
+",
+];
 
 /// The open database.
 pub(crate) struct Database {

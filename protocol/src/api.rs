@@ -29,6 +29,8 @@ pub const FETCH_CHUNKS: &str = "/api/v1/chunks/fetch";
 pub const MACHINES: &str = "/api/v1/machines";
 /// GET the list of [`JobView`]; POST a [`JobRequest`].
 pub const JOBS: &str = "/api/v1/jobs";
+/// GET the list of [`LoaderView`].
+pub const LOADERS: &str = "/api/v1/loaders";
 /// GET the list of [`RestorePointView`].
 pub const RESTORE_POINTS: &str = "/api/v1/restore-points";
 
@@ -108,6 +110,12 @@ pub struct ServerView {
     pub process: u32,
 }
 
+/// GET the [`MachineNextBoot`] of a machine, by any name a machine has; POST a [`NextBootRequest`].
+#[must_use]
+pub fn next_boot(machine: &str) -> String {
+    format!("/api/v1/machines/{machine}/next-boot")
+}
+
 /// The body of every error answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -136,6 +144,9 @@ pub struct MachineView {
     pub last_beacon: u64,
     /// Milliseconds from link to the first beacon at its last boot.
     pub since_link_ms: Option<u64>,
+    /// What an operator set for its next boot.
+    #[serde(default)]
+    pub next_boot: Option<NextBootView>,
     /// What it is made of.
     pub inventory: Inventory,
 }
@@ -167,6 +178,104 @@ pub enum Action {
         #[serde(default)]
         choices: Choices,
     },
+}
+
+/// What a machine is to boot next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NextBoot {
+    /// The recovery environment.
+    Recovery,
+    /// Its local disk.
+    LocalDisk,
+    /// The menu.
+    Menu,
+}
+
+impl NextBoot {
+    /// What is booted, in the middle of a sentence.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Recovery => "the recovery environment",
+            Self::LocalDisk => "its local disk",
+            Self::Menu => "the menu",
+        }
+    }
+}
+
+/// What an operator set for a machine's next boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NextBootView {
+    /// What it boots.
+    pub boots: NextBoot,
+    /// Every time, not once.
+    #[serde(default)]
+    pub always: bool,
+}
+
+impl NextBootView {
+    /// What is booted and how often, in the middle of a sentence.
+    #[must_use]
+    pub fn words(self) -> String {
+        let often = if self.always { "every time" } else { "once" };
+        format!("{}, {often}", self.boots.words())
+    }
+}
+
+/// A request to set what a machine boots next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NextBootRequest {
+    /// What; `None` for what the server decides.
+    pub next_boot: Option<NextBootView>,
+}
+
+/// What a machine boots next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineNextBoot {
+    /// The machine's id; the Ethernet address of one that nobody knows.
+    pub machine: String,
+    /// What it is called.
+    pub name: String,
+    /// What was set.
+    pub next_boot: Option<NextBootView>,
+    /// It has a job, which comes first.
+    pub has_job: bool,
+}
+
+/// Where a loader stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoaderState {
+    /// It, or what it needs, is not in the boot folder.
+    Missing,
+    /// It is there; another one comes first.
+    There,
+    /// A machine of which nothing is known is given this one.
+    Served,
+}
+
+/// A loader that a kind of firmware may be given; the first one of a firmware is tried first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoaderView {
+    /// What people call the firmware.
+    pub firmware: String,
+    /// What it says it is (option 93).
+    pub architectures: Vec<u16>,
+    /// How it fetches: `tftp` or `http`.
+    pub protocol: String,
+    /// The file.
+    pub loader: String,
+    /// `ipxe`, `shim` or `unified`.
+    pub kind: String,
+    /// What of it is missing.
+    pub missing: Vec<String>,
+    /// Where this server is the DHCP server.
+    pub server: LoaderState,
+    /// Where it is a proxy beside another one.
+    pub proxy: LoaderState,
 }
 
 /// A job as lists show it.

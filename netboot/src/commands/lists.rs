@@ -52,6 +52,10 @@ pub(super) fn machines(client: &ControlClient, args: &ListArgs) -> Result<(), Co
     }
     let mut text = table.to_string();
     for machine in &machines {
+        if let Some(next) = machine.next_boot {
+            let name = clean(&machine.name);
+            text.push_str(&format!("{name}: next boot: {}\n", next.words()));
+        }
         if let Some(error) = &machine.error {
             text.push_str(&format!("{}: {}\n", clean(&machine.name), clean(error)));
         }

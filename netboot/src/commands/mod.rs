@@ -4,6 +4,7 @@
 //! store itself and needs no server. What people read goes to standard output in tables, what
 //! programs read (`--json`) as JSON; what is only said goes to standard error.
 
+mod booting;
 mod lists;
 mod options;
 mod start;
@@ -101,6 +102,8 @@ pub(crate) fn run(command: &OperatorCommand, data_directory: PathBuf) -> Result<
         OperatorCommand::RestorePoints(args) => lists::restore_points(&client, args),
         OperatorCommand::Jobs(args) => lists::jobs(&client, args),
         OperatorCommand::Timeline(args) => timeline::run(&client, args),
+        OperatorCommand::NextBoot(args) => booting::next_boot(&client, args),
+        OperatorCommand::Loaders(args) => booting::loaders(&client, args),
         OperatorCommand::Capture(args) => start::capture(&client, args),
         OperatorCommand::Restore(args) => start::restore(&client, args),
         OperatorCommand::Cancel { job, list } => start::cancel(&client, job, list),

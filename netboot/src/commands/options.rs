@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use backup::plan::DiskChoice;
 use clap::{Args, Subcommand, ValueEnum};
+use protocol::api::NextBoot;
 
 /// What operators do.
 #[derive(Debug, Subcommand)]
@@ -17,6 +18,10 @@ pub(crate) enum OperatorCommand {
     /// Show what a machine did while it booted, and where it stopped; without
     /// a machine, list all that asked
     Timeline(TimelineArgs),
+    /// Show or set what a machine boots next time
+    NextBoot(NextBootArgs),
+    /// List which firmware gets which loader, and which of them are there
+    Loaders(ListArgs),
     /// Save a machine's disks as a new restore point
     Capture(CaptureArgs),
     /// Rebuild a machine from a restore point; overwrites its disks
@@ -56,6 +61,48 @@ pub(crate) struct TimelineArgs {
     /// Draw the same as a picture into a file
     #[arg(long, value_name = "FILE", requires = "machine")]
     pub(crate) svg: Option<PathBuf>,
+}
+
+/// Options of `next-boot`.
+#[derive(Debug, Args)]
+pub(crate) struct NextBootArgs {
+    /// Host name, Ethernet address (of an unknown machine, too), serial
+    /// number or beginning of the id
+    pub(crate) machine: String,
+    /// What it boots next; without it, what is set is shown
+    #[arg(value_enum, value_name = "WHAT")]
+    pub(crate) what: Option<WhatNext>,
+    /// Every time, until it is set back to `default`
+    #[arg(long, requires = "what")]
+    pub(crate) always: bool,
+    /// How it is printed
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+/// What a machine boots next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WhatNext {
+    /// The recovery environment
+    Recovery,
+    /// Its local disk
+    LocalDisk,
+    /// The menu
+    Menu,
+    /// What the server decides
+    Default,
+}
+
+impl WhatNext {
+    /// `None` for what the server decides.
+    pub(crate) fn next_boot(self) -> Option<NextBoot> {
+        match self {
+            Self::Recovery => Some(NextBoot::Recovery),
+            Self::LocalDisk => Some(NextBoot::LocalDisk),
+            Self::Menu => Some(NextBoot::Menu),
+            Self::Default => None,
+        }
+    }
 }
 
 /// What a machine does after a job that went well.

@@ -20,7 +20,8 @@ use super::{
     dhcp::{RawProxyClient, dhcp},
     is_within, parse_range, pool_option,
 };
-use crate::boot_policy::UnknownMachines;
+use crate::boot_policy::{BootPolicy, UnknownMachines};
+use crate::dhcp::boot_table::{BiosLoader, LoaderChoice, UefiLoader};
 
 /// Where Debian's package `ipxe` puts its loaders.
 const DEFAULT_LOADERS: &str = "/usr/lib/ipxe";
@@ -105,7 +106,10 @@ struct RawReservation {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct RawBoot {
-    unknown_machines: Option<UnknownMachines>,
+    unknown_machines: UnknownMachines,
+    menu_seconds: Option<Spanned<u16>>,
+    uefi_loader: UefiLoader,
+    bios_loader: BiosLoader,
 }
 
 impl Config {
@@ -165,10 +169,19 @@ impl Config {
             pool: pool_option(overrides.pool, &subnets)?,
             subnets,
             reservations,
-            unknown_machines: raw
-                .boot
-                .unknown_machines
-                .unwrap_or(UnknownMachines::Recovery),
+            boot: BootPolicy {
+                unknown: raw.boot.unknown_machines,
+                menu_seconds: check.number(
+                    raw.boot.menu_seconds.as_ref(),
+                    "boot.menu_seconds",
+                    0..=3600,
+                    30,
+                )?,
+                loaders: LoaderChoice {
+                    uefi: raw.boot.uefi_loader,
+                    bios: raw.boot.bios_loader,
+                },
+            },
         })
     }
 }

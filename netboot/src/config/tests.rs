@@ -1,6 +1,8 @@
 //! Configurations as people write them, right and wrong.
 
 use super::*;
+use crate::boot_policy::UnknownMachines;
+use crate::dhcp::boot_table::{BiosLoader, LoaderChoice, UefiLoader};
 use crate::dhcp::proxy::{Way, WayChoice, WayRule};
 
 const WHOLE: &str = r#"
@@ -53,7 +55,7 @@ fn a_whole_configuration_is_read() {
         })
     );
     assert_eq!(config.advertised_port, Some(80));
-    assert_eq!(config.unknown_machines, UnknownMachines::LocalDisk);
+    assert_eq!(config.boot.unknown, UnknownMachines::LocalDisk);
     assert_eq!(config.subnets[0].pool.clone().count(), 101);
     let mac = MacAddress::new([0x52, 0x54, 0, 0, 0, 1]);
     assert_eq!(config.reservations[&mac], [Ipv4Addr::new(10, 77, 0, 7)]);
@@ -134,8 +136,15 @@ fn unknown_keys_and_wrong_types_are_named_with_their_line() {
     );
     let word = complaint("[boot]\nunknown_machines = \"nothing\"");
     assert!(
-        word.contains("line 2: unknown variant `nothing`, expected `recovery` or `local-disk`"),
+        word.contains(
+            "line 2: unknown variant `nothing`, expected one of `recovery`, `local-disk`"
+        ),
         "{word}"
+    );
+    let menu = complaint("[network]\nlisten = \"127.0.0.1\"\n[boot]\nmenu_seconds = 4000");
+    assert!(
+        menu.contains("boot.menu_seconds") && menu.contains("0 to 3600"),
+        "{menu}"
     );
     let syntax = complaint("[tftp\nport = 69");
     assert!(syntax.starts_with("netboot.toml line 1: "), "{syntax}");
@@ -247,4 +256,21 @@ proxy_offer = "port-4011"
             format!("netboot.toml {expected}")
         );
     }
+}
+
+#[test]
+fn what_machines_boot_is_chosen_by_words() {
+    let text = "[network]\nlisten = \"127.0.0.1\"\n[boot]\nunknown_machines = \"menu\"\n\
+                menu_seconds = 0\nuefi_loader = \"unified\"\nbios_loader = \"undionly\"\n";
+    let config = Config::parse(text, Path::new("netboot.toml"), Overrides::default()).unwrap();
+    let loaders = LoaderChoice {
+        uefi: UefiLoader::Unified,
+        bios: BiosLoader::Undionly,
+    };
+    let boot = BootPolicy {
+        unknown: UnknownMachines::Menu,
+        menu_seconds: 0,
+        loaders,
+    };
+    assert_eq!(config.boot, boot);
 }

@@ -25,7 +25,11 @@ use uuid::Uuid;
 use super::Choices;
 use crate::{
     boot_catalogue::BootCatalogue,
-    boot_policy::{MachineDirectory, MachineState, UnknownMachines},
+    boot_desk::{BootDesk, Chainloaded},
+    boot_policy::{
+        AtBoot, BootDecision, BootPolicy, MachineDirectory, MachineState, UnknownMachines,
+    },
+    dhcp::boot_table::LoaderChoice,
     flight_recorder::FlightRecorder,
     http::boot_files::{BootFiles, router},
 };
@@ -35,9 +39,14 @@ const CONTENT: &[u8] = b"0123456789abcdefghij";
 struct Strangers;
 
 impl MachineDirectory for Strangers {
-    fn boot_state(&self, _: MacAddress, _: Option<Uuid>) -> MachineState {
-        MachineState::Unknown
+    fn at_boot(&self, _: MacAddress, _: Option<Uuid>) -> AtBoot {
+        AtBoot {
+            state: MachineState::Unknown,
+            next: None,
+        }
     }
+
+    fn told(&self, _: MacAddress, _: Option<Uuid>, _: BootDecision) {}
 }
 
 fn routes() -> Router {
@@ -48,11 +57,22 @@ fn routes() -> Router {
         std::fs::create_dir_all(&folder).expect("a folder");
         std::fs::write(folder.join("vmlinuz"), CONTENT).expect("a file");
         let catalogue = BootCatalogue::read(&folder, &folder).expect("a catalogue");
-        router(Arc::new(BootFiles {
+        let recorder = Arc::new(FlightRecorder::in_memory());
+        let desk = BootDesk {
             catalogue: Arc::new(catalogue),
             directory: Arc::new(Strangers),
-            unknown: UnknownMachines::Recovery,
-            recorder: Arc::new(FlightRecorder::in_memory()),
+            recorder: Arc::clone(&recorder),
+            policy: BootPolicy {
+                unknown: UnknownMachines::Recovery,
+                menu_seconds: 30,
+                loaders: LoaderChoice::default(),
+            },
+            http_port: 8080,
+            chainloaded: Chainloaded::default(),
+        };
+        router(Arc::new(BootFiles {
+            desk: Arc::new(desk),
+            recorder,
             fallback_url: "http://10.77.0.1:8080".to_owned(),
         }))
     };

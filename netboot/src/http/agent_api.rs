@@ -226,6 +226,12 @@ fn note_beacon(recovery: &Recovery, beacon: &Beacon) -> Result<Seen, Refusal> {
             since_link_ms,
         };
         note(recovery, &seen.id, fact);
+        let macs = &beacon.inventory.identity.macs;
+        let names: Vec<_> = std::iter::once(&seen.id)
+            .chain(macs)
+            .map(String::as_str)
+            .collect();
+        recovery.next_boots.came_up(&names)?;
     }
     Ok(seen)
 }

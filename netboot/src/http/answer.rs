@@ -20,6 +20,7 @@ use smol::Timer;
 
 use crate::jobs::JobError;
 use crate::machines::{MachineError, NameError};
+use crate::next_boot::NextBootError;
 use crate::state::StateError;
 use crate::store::restore_points::RestorePointNameError;
 use crate::store::{PublishError, StoreError, chain};
@@ -146,6 +147,15 @@ impl From<MachineError> for Refusal {
         match error {
             MachineError::TooMany => Self::conflict(error.to_string()),
             MachineError::State(error) => error.into(),
+        }
+    }
+}
+
+impl From<NextBootError> for Refusal {
+    fn from(error: NextBootError) -> Self {
+        match error {
+            NextBootError::TooMany => Self::conflict(error.to_string()),
+            NextBootError::State(error) => error.into(),
         }
     }
 }

@@ -28,13 +28,10 @@ use uuid::Uuid;
 
 use super::PeerAddress;
 use crate::{
-    boot_catalogue::BootCatalogue,
     boot_content::Content,
-    boot_policy::{
-        BootDecision, LOADER_PATH, MachineDirectory, Platform, SCRIPT_PATH, UnknownMachines,
-        chain_script, decide, script,
-    },
-    flight_recorder::{Decided, Fact, FlightRecorder, Over, Stopped, printable},
+    boot_desk::BootDesk,
+    boot_policy::{LOADER_PATH, Platform, SCRIPT_PATH, ipxe_script},
+    flight_recorder::{Fact, FlightRecorder, Over, Stopped, printable},
 };
 
 /// Bytes read from a file at a time. A machine's connection holds one or two of them.
@@ -44,12 +41,8 @@ const MAX_NAME: usize = 100;
 
 /// What the routes need.
 pub(crate) struct BootFiles {
-    /// The files.
-    pub(crate) catalogue: Arc<BootCatalogue>,
-    /// The machines.
-    pub(crate) directory: Arc<dyn MachineDirectory>,
-    /// What machines that nobody knows boot.
-    pub(crate) unknown: UnknownMachines,
+    /// Who answers.
+    pub(crate) desk: Arc<BootDesk>,
     /// The time lines.
     pub(crate) recorder: Arc<FlightRecorder>,
     /// Our URL for a machine that does not say how it reached us.
@@ -60,27 +53,12 @@ pub(crate) struct BootFiles {
 pub(crate) fn router(boot: Arc<BootFiles>) -> Router {
     Router::new()
         .route(SCRIPT_PATH, get(send_script))
-        .route(&format!("{LOADER_PATH}/{{mac}}/{{name}}"), get(send_loader))
+        .route(
+            &format!("{LOADER_PATH}/{{mac}}/{{*name}}"),
+            get(send_loader),
+        )
         .route("/boot/{*name}", get(send_file))
         .with_state(boot)
-}
-
-impl BootFiles {
-    async fn decision(&self, mac: MacAddress, uuid: Option<Uuid>) -> BootDecision {
-        let directory = Arc::clone(&self.directory);
-        // The directory may ask the disk.
-        let state = smol::unblock(move || directory.boot_state(mac, uuid)).await;
-        decide(state, self.unknown)
-    }
-
-    fn told(&self, mac: MacAddress, decision: BootDecision) {
-        let boots = match decision {
-            BootDecision::Recovery => Decided::Recovery,
-            BootDecision::LocalDisk => Decided::LocalDisk,
-        };
-        let over = Over::Http;
-        self.recorder.record(mac, Fact::Told { over, boots });
-    }
 }
 
 #[derive(Deserialize)]
@@ -102,11 +80,17 @@ async fn send_script(
                 return (StatusCode::BAD_REQUEST, "mac is not a MAC address\n").into_response();
             };
             let uuid = query.uuid.and_then(|uuid| Uuid::parse_str(&uuid).ok());
-            let decision = boot.decision(mac, uuid).await;
-            boot.told(mac, decision);
-            script(decision, &base, mac, platform)
+            let desk = Arc::clone(&boot.desk);
+            let decided = smol::unblock(move || {
+                let decision = desk.decision(mac, uuid);
+                desk.told(Over::Http, mac, uuid, decision);
+                desk.chainloaded.went_on(mac);
+                decision
+            });
+            let (decision, seconds) = (decided.await, boot.desk.policy.menu_seconds);
+            ipxe_script::of_machine(decision, &base, mac, platform, seconds)
         }
-        _ => chain_script(&base),
+        _ => ipxe_script::chain(&base),
     };
     // The answer of the next boot may be another one.
     let headers = [
@@ -136,12 +120,11 @@ async fn send_loader(
     let Ok(machine) = mac.parse::<MacAddress>() else {
         return (StatusCode::BAD_REQUEST, "not a MAC address\n").into_response();
     };
-    match boot.decision(machine, None).await {
-        BootDecision::Recovery => send_named(boot, name, Some(machine), request).await,
-        BootDecision::LocalDisk => {
-            boot.told(machine, BootDecision::LocalDisk);
-            (StatusCode::NOT_FOUND, "nothing to do for this machine\n").into_response()
-        }
+    let (desk, wanted) = (Arc::clone(&boot.desk), name.clone());
+    if smol::unblock(move || desk.may_have(Over::Http, machine, &wanted)).await {
+        send_named(boot, name, Some(machine), request).await
+    } else {
+        (StatusCode::NOT_FOUND, "nothing to do for this machine\n").into_response()
     }
 }
 
@@ -169,7 +152,7 @@ async fn send_named(
     machine: Option<MacAddress>,
     request: Request,
 ) -> Response {
-    let (catalogue, wanted) = (Arc::clone(&boot.catalogue), name.clone());
+    let (catalogue, wanted) = (Arc::clone(&boot.desk.catalogue), name.clone());
     // The catalogue may read the folder again, and opening a file may wait for the disk.
     let opened = smol::unblock(move || {
         let file = catalogue.find(&wanted)?;

@@ -8,18 +8,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use protocol::api::MachineView;
 use protocol::dhcp::MacAddress;
 use uuid::Uuid;
 
-use crate::boot_policy::{MachineDirectory, MachineState};
+use crate::boot_policy::{AtBoot, BootDecision, MachineDirectory, MachineState};
 use crate::flight_recorder::FlightRecorder;
 use crate::jobs::Jobs;
 use crate::machines::Machines;
-use crate::state::{Database, StateError};
+use crate::next_boot::NextBoots;
+use crate::state::{Database, StateError, now};
 use crate::store::{Store, StoreError};
 
 pub(crate) mod agent_api;
 mod answer;
+pub(crate) mod boot_api;
 pub(crate) mod boot_files;
 pub(crate) mod operator_api;
 pub(crate) mod server;
@@ -39,6 +42,8 @@ pub(crate) struct Recovery {
     pub(crate) machines: Machines,
     /// Jobs.
     pub(crate) jobs: Jobs,
+    /// What machines boot next.
+    pub(crate) next_boots: NextBoots,
     /// The time lines.
     pub(crate) recorder: Arc<FlightRecorder>,
     /// When this server started.
@@ -69,6 +74,7 @@ impl Recovery {
         let database = Arc::new(Database::open(&data_directory.join("state.sqlite"))?);
         let store = Store::open(data_directory)?;
         let machines = Machines::load(Arc::clone(&database))?;
+        let next_boots = NextBoots::load(Arc::clone(&database))?;
         let jobs = Jobs::new(database);
         let unfinished = jobs.unfinished_captures()?;
         store.restore_points.discard_staging_except(&unfinished);
@@ -82,6 +88,7 @@ impl Recovery {
             store,
             machines,
             jobs,
+            next_boots,
             recorder,
             started: Instant::now(),
         })
@@ -89,11 +96,48 @@ impl Recovery {
 }
 
 impl MachineDirectory for Recovery {
-    fn boot_state(&self, mac: MacAddress, uuid: Option<Uuid>) -> MachineState {
-        let Some(machine) = self.machines.at_boot(mac, uuid) else {
+    fn at_boot(&self, mac: MacAddress, uuid: Option<Uuid>) -> AtBoot {
+        let (card, machine) = (mac.to_string(), self.machines.at_boot(mac, uuid));
+        let names: Vec<&str> = machine.iter().chain([&card]).map(String::as_str).collect();
+        let next = self.next_boots.of(&names, now());
+        AtBoot {
+            state: self.boot_state(mac, machine.as_deref()),
+            next: next.map(|next| next.boots),
+        }
+    }
+
+    fn told(&self, mac: MacAddress, uuid: Option<Uuid>, decision: BootDecision) {
+        let (card, machine) = (mac.to_string(), self.machines.at_boot(mac, uuid));
+        let names: Vec<&str> = machine.iter().chain([&card]).map(String::as_str).collect();
+        // The machine is told all the same: at worst it hears it once more.
+        if let Err(error) = self.next_boots.told(&names, decision, now()) {
+            log::error!("{mac}: {}", crate::store::chain(&error));
+        }
+    }
+}
+
+impl Recovery {
+    /// All machines, by name.
+    pub(crate) fn machine_views(&self) -> Vec<MachineView> {
+        let now = now();
+        let mut views = self.machines.list();
+        for view in &mut views {
+            let macs = &view.inventory.identity.macs;
+            let names: Vec<&str> = [&view.id]
+                .into_iter()
+                .chain(macs)
+                .map(String::as_str)
+                .collect();
+            view.next_boot = self.next_boots.of(&names, now);
+        }
+        views
+    }
+
+    fn boot_state(&self, mac: MacAddress, machine: Option<&str>) -> MachineState {
+        let Some(machine) = machine else {
             return MachineState::Unknown;
         };
-        match self.jobs.unfinished(&machine) {
+        match self.jobs.unfinished(machine) {
             Ok(None) => MachineState::Idle,
             Ok(Some(_)) => MachineState::HasWork,
             Err(error) => {

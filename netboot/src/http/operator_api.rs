@@ -42,7 +42,7 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
 }
 
 async fn machines(State(recovery): Shared) -> Json<Vec<MachineView>> {
-    Json(recovery.machines.list())
+    Json(recovery.machine_views())
 }
 
 async fn restore_points(State(recovery): Shared) -> Json<Vec<RestorePointView>> {

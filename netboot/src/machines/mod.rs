@@ -96,6 +96,7 @@ impl Machine {
             pairing_code: here.then(|| self.pairing_code.clone()),
             last_beacon: self.last_beacon,
             since_link_ms: self.since_link_ms,
+            next_boot: None,
             inventory: self.inventory.clone(),
         }
     }

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     boot_catalogue::BootCatalogue,
+    boot_desk::{BootDesk, Chainloaded},
     boot_policy::{INITRAMFS, KERNEL},
     config::{Config, Dhcp},
     dhcp::{
@@ -38,7 +39,9 @@ use crate::{
         service::DhcpService,
     },
     flight_recorder::FlightRecorder,
-    http::{Recovery, agent_api, boot_files, boot_files::BootFiles, operator_api, server},
+    http::{
+        Recovery, agent_api, boot_api, boot_files, boot_files::BootFiles, operator_api, server,
+    },
     sockets::{self, DhcpSocket, OpenError, ProxySocket},
     store::DataLock,
     tftp::{server::TftpServer, transfer::Limits},
@@ -81,10 +84,16 @@ pub(super) fn serve(
     warn_of_missing_files(config, &catalogue);
     let recorder = Arc::new(FlightRecorder::open(&state)?);
     let recovery = Arc::new(Recovery::open(&config.data_dir, Arc::clone(&recorder))?);
-    let boot = Arc::new(BootFiles {
-        catalogue: Arc::clone(&catalogue),
+    let desk = Arc::new(BootDesk {
+        catalogue,
         directory: Arc::clone(&recovery) as _,
-        unknown: config.unknown_machines,
+        recorder: Arc::clone(&recorder),
+        policy: config.boot,
+        http_port,
+        chainloaded: Chainloaded::default(),
+    });
+    let boot = Arc::new(BootFiles {
+        desk: Arc::clone(&desk),
         recorder: Arc::clone(&recorder),
         fallback_url: format!("http://{address}:{http_port}"),
     });
@@ -98,7 +107,9 @@ pub(super) fn serve(
         let task = server::serve(listener, router, pool, stopped.clone());
         stopping.push(parts.start("the HTTP server", task));
     }
-    let operators = operator_api::router(recovery).merge(watch::router(Arc::clone(&board)));
+    let operators = operator_api::router(Arc::clone(&recovery))
+        .merge(boot_api::router(recovery, Arc::clone(&desk)))
+        .merge(watch::router(Arc::clone(&board)));
     let (router, pool) = (operators, Arc::clone(&parts.executor));
     let task = server::serve(doors.control, router, pool, stopped);
     stopping.push(parts.start("the control socket", task));
@@ -106,7 +117,7 @@ pub(super) fn serve(
         block_size: config.tftp_block_size,
         window: TFTP_WINDOW,
     };
-    let tftp = TftpServer::new(Arc::clone(&catalogue), Arc::clone(&recorder), limits);
+    let tftp = TftpServer::new(Arc::clone(&desk), Arc::clone(&recorder), limits);
     let (tftp, sockets) = (Arc::new(tftp), doors.tftp);
     parts.start_thread("the TFTP server", async move { tftp.run(sockets) })?;
     for proxy in doors.proxies {
@@ -115,7 +126,7 @@ pub(super) fn serve(
             http_port,
             ways: proxy.ways,
         };
-        let files = Arc::clone(&catalogue) as Arc<dyn FirstFiles>;
+        let files = Arc::clone(&desk) as Arc<dyn FirstFiles>;
         let service = Arc::new(ProxyService::new(settings, files, Arc::clone(&recorder)));
         for (door, socket) in proxy.sockets {
             let task = Arc::clone(&service).run(door, socket);
@@ -143,7 +154,7 @@ pub(super) fn serve(
             recorder.granted(lease.mac, lease.address);
         }
         let server = DhcpServer::new(settings, leases);
-        let (service, granted) = DhcpService::new(server, catalogue, recorder);
+        let (service, granted) = DhcpService::new(server, desk, recorder);
         let service = Arc::new(service);
         let saving = Arc::clone(&service).save_and_answer(granted, Box::new(store));
         parts.start_thread("saving leases", saving)?;

@@ -1,7 +1,7 @@
 //! What a TFTP request gets, and how a transfer is told of.
 //!
 //! Not here: the protocol's rules (`transfer`), sockets and threads (`driver`), which files there
-//! are (`boot_catalogue`).
+//! are and who gets which (`boot_desk`).
 
 use std::{
     io,
@@ -20,8 +20,9 @@ use super::{
     transfer::{Limits, Outcome},
 };
 use crate::{
-    boot_catalogue::BootCatalogue,
     boot_content::Content,
+    boot_desk::{BootDesk, NotSent},
+    boot_policy::tftp_name,
     flight_recorder::{Fact, FlightRecorder, Over, Stopped, printable},
 };
 
@@ -30,7 +31,7 @@ const MAX_NAME: usize = 100;
 
 /// What all transfers share.
 pub(crate) struct TftpServer {
-    catalogue: Arc<BootCatalogue>,
+    desk: Arc<BootDesk>,
     recorder: Arc<FlightRecorder>,
     /// What is agreed to at most.
     pub(super) limits: Limits,
@@ -72,14 +73,10 @@ impl Refusal {
 }
 
 impl TftpServer {
-    /// A server of the files of a catalogue.
-    pub(crate) fn new(
-        catalogue: Arc<BootCatalogue>,
-        recorder: Arc<FlightRecorder>,
-        limits: Limits,
-    ) -> Self {
+    /// A server of what the desk has.
+    pub(crate) fn new(desk: Arc<BootDesk>, recorder: Arc<FlightRecorder>, limits: Limits) -> Self {
         Self {
-            catalogue,
+            desk,
             recorder,
             limits,
         }
@@ -108,18 +105,28 @@ impl TftpServer {
                 "boot files are binary: ask in octet mode",
             ));
         }
-        let machine = match client.ip() {
+        let asked = tftp_name::parse(&name);
+        let machine = asked.machine.or_else(|| match client.ip() {
             IpAddr::V4(address) => self.recorder.machine_at(address),
             IpAddr::V6(_) => None,
-        };
+        });
         let machine = machine.or_else(|| self.recorder.machine_told(&name));
-        let (over, file) = (Over::Tftp, printable(&name, MAX_NAME));
-        let Some(found) = self.catalogue.find(&name) else {
-            self.note(machine, Fact::NotHere { over, file });
-            return Err(Refusal::new(ErrorCode::FileNotFound, "no such boot file"));
+        let (over, file) = (Over::Tftp, printable(&asked.file_name(), MAX_NAME));
+        let content = match self.desk.open(&asked) {
+            Ok(content) => content,
+            Err(NotSent::NotHere) => {
+                self.note(machine, Fact::NotHere { over, file });
+                return Err(Refusal::new(ErrorCode::FileNotFound, "no such boot file"));
+            }
+            // Firmware shows the words and goes on to its next boot entry.
+            Err(NotSent::LocalDisk) => {
+                let words = "nothing to do for this machine: it starts its local disk";
+                return Err(Refusal::new(ErrorCode::FileNotFound, words));
+            }
+            Err(NotSent::Unreadable(error)) => {
+                return Err(Refusal::new(ErrorCode::Other, error.to_string()));
+            }
         };
-        let problem = |error: io::Error| Refusal::new(ErrorCode::Other, error.to_string());
-        let content = self.catalogue.open(&found).map_err(problem)?;
         let begun = Fact::FetchBegun {
             over,
             file: file.clone(),
@@ -150,6 +157,13 @@ impl TftpServer {
             milliseconds,
             why,
         };
+        let whole = matches!(
+            result,
+            Ok((Outcome::Complete | Outcome::CompleteUnconfirmed, _))
+        );
+        if let Some(mac) = machine.filter(|_| whole) {
+            self.desk.fetched(mac, &file);
+        }
         let fact = match result {
             Ok((Outcome::Complete | Outcome::CompleteUnconfirmed, _)) => Fact::Fetched {
                 over,

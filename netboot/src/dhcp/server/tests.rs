@@ -81,7 +81,13 @@ struct Everything;
 
 impl FirstFiles for Everything {
     fn first_file(&self, request: &BootRequest) -> Result<FirstFile, NoFirstFile> {
-        boot_table::first_file(&request.client, |_| true)
+        let known = boot_table::Circumstances {
+            choice: boot_table::LoaderChoice::default(),
+            exists: &|_| true,
+            refused: &[],
+            chainloaded: false,
+        };
+        boot_table::first_file(&request.client, request.role, &known)
     }
 }
 
@@ -588,12 +594,12 @@ fn captured_firmware_is_told_the_right_file() {
         (
             "uefi-ovmf-snponly",
             include_bytes!("../../../tests/fixtures/uefi-ovmf-snponly.pcap"),
-            &["snponly.efi", script],
+            &["shimx64.efi", script],
         ),
         (
             "proxy-v2-ovmf",
             include_bytes!("../../../tests/fixtures/proxy-v2-ovmf.pcap"),
-            &["snponly.efi"],
+            &["shimx64.efi"],
         ),
         (
             "uefi-http-boot-ipxe",
@@ -603,7 +609,7 @@ fn captured_firmware_is_told_the_right_file() {
         (
             "arm64-aavmf-grub",
             include_bytes!("../../../tests/fixtures/arm64-aavmf-grub.pcap"),
-            &["snponly-arm64.efi"],
+            &["shimaa64.efi"],
         ),
     ];
     for (name, pcap, expected) in cases {

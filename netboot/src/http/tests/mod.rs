@@ -476,7 +476,7 @@ fn a_cancelled_job_is_told_at_the_next_report_and_its_uploads_are_refused() {
 fn the_boot_policy_sees_jobs() {
     let (_directory, server) = start();
     let mac_address = |machine: u8| mac(machine).parse().unwrap();
-    let state = |machine| server.recovery.boot_state(mac_address(machine), None);
+    let state = |machine| server.recovery.at_boot(mac_address(machine), None).state;
     assert_eq!(state(1), MachineState::Unknown);
     server.beacon(&beacon(1, "boot", AgentState::Waiting));
     assert_eq!(state(1), MachineState::Idle);
