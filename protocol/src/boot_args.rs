@@ -1,6 +1,8 @@
 //! The kernel command line by which the server tells the agent where it is.
 //!
-//! Words of ours begin with `netboot.`; all others belong to the kernel and are left alone.
+//! Words of ours begin with `netboot.`; all others belong to the kernel and are left alone. Where no server is
+//! named (a unified kernel image is the same for all networks), the agent asks for it by DHCP
+//! ([`AGENT_CLASS`](crate::dhcp::AGENT_CLASS)).
 //!
 //! | word | meaning |
 //! | --- | --- |
