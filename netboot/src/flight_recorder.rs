@@ -14,7 +14,7 @@ mod fact;
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -114,7 +114,7 @@ impl FlightRecorder {
     pub(crate) fn record(&self, mac: MacAddress, fact: Fact) {
         let event = Event { at: now_ms(), fact };
         let mut memory = self.lock();
-        if memory.has_begun(mac, &event.fact) {
+        if memory.is_known(mac, &event.fact) {
             return;
         }
         say(mac, &event.fact);
@@ -178,6 +178,14 @@ impl FlightRecorder {
         events
             .take_while(|event| event.at >= since)
             .any(|event| event.fact.stage() != Stage::Dhcp)
+    }
+
+    /// The machine that a connection comes from.
+    pub(crate) fn machine_of(&self, peer: SocketAddr) -> Option<MacAddress> {
+        match peer.ip().to_canonical() {
+            IpAddr::V4(address) => self.machine_at(address),
+            IpAddr::V6(_) => None,
+        }
     }
 
     /// The one machine that can be asking for a loader from an address that is nobody's: behind
@@ -286,11 +294,17 @@ fn say(mac: MacAddress, fact: &Fact) {
 impl Memory {
     /// A job begins once in a boot, however often the agent asks for it: an answer that was held
     /// back while the agent asked again hands the job out twice.
-    fn has_begun(&self, mac: MacAddress, fact: &Fact) -> bool {
-        let Fact::JobBegins { job, .. } = fact else {
-            return false;
+    ///
+    /// An agent that is refused asks again every few seconds and is told the same.
+    fn is_known(&self, mac: MacAddress, fact: &Fact) -> bool {
+        let mut events = self.machines.get(&mac).into_iter().flatten().rev();
+        let job = match fact {
+            Fact::JobBegins { job, .. } => job,
+            Fact::BeaconRefused { .. } => {
+                return events.next().is_some_and(|last| last.fact == *fact);
+            }
+            _ => return false,
         };
-        let events = self.machines.get(&mac).into_iter().flatten().rev();
         let mut this_boot = events.take_while(|event| !matches!(event.fact, Fact::Beacon { .. }));
         this_boot.any(
             |event| matches!(&event.fact, Fact::JobBegins { job: earlier, .. } if earlier == job),

@@ -5,6 +5,8 @@
 //!
 //! Not here: which firmware wants which file (`dhcp::boot_table`).
 
+use serde::Deserialize;
+
 /// Bytes from a file's beginning that are looked at.
 pub(super) const HEAD: usize = 4096;
 
@@ -51,6 +53,39 @@ fn is_initramfs(head: &[u8]) -> bool {
     BEGINNINGS.iter().any(|begin| head.starts_with(begin))
 }
 
+/// The part of `manifest.json` that is of use here; `initramfs build` writes it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Manifest {
+    /// The files of the set.
+    pub(super) files: Vec<Listed>,
+}
+
+/// A file of the set.
+#[derive(Debug, Deserialize)]
+pub(super) struct Listed {
+    /// Its path in the boot folder.
+    pub(super) name: String,
+    bytes: u64,
+    /// Of its content, in hexadecimal.
+    blake3: String,
+}
+
+impl Listed {
+    /// A path that stays in the boot folder.
+    pub(super) fn is_inside(&self) -> bool {
+        let normal = |part| matches!(part, std::path::Component::Normal(_));
+        std::path::Path::new(&self.name).components().all(normal)
+    }
+
+    /// What is wrong with the file; `digest` is asked for when the length is right.
+    pub(super) fn differs(&self, bytes: u64, digest: impl FnOnce() -> String) -> Option<String> {
+        if bytes != self.bytes {
+            return Some(format!("it has {bytes} bytes, not {}", self.bytes));
+        }
+        (digest() != self.blake3).then(|| "its content differs".to_owned())
+    }
+}
+
 /// Where the PE header is (Microsoft PE format, "MS-DOS Stub").
 fn pe_offset(head: &[u8]) -> Option<usize> {
     let at = usize::try_from(u32::from_le_bytes(head.get(0x3c..0x40)?.try_into().ok()?)).ok()?;
@@ -86,6 +121,20 @@ mod tests {
         let entry = 0x98 + 112 + 32;
         head[entry + 4..entry + 8].copy_from_slice(&certificate_bytes.to_le_bytes());
         head
+    }
+
+    #[test]
+    fn a_listed_file_differs_by_length_or_content_and_stays_inside() {
+        let listed = |name: &str| Listed {
+            name: name.into(),
+            bytes: 3,
+            blake3: "abc".into(),
+        };
+        assert_eq!(listed("a").differs(3, || "abc".into()), None);
+        assert!(listed("a").differs(3, || "abd".into()).is_some());
+        assert!(listed("a").differs(2, || "abc".into()).is_some());
+        assert!(listed("arm64/vmlinuz").is_inside());
+        assert!(!listed("../shadow").is_inside() && !listed("/etc/shadow").is_inside());
     }
 
     #[test]

@@ -121,6 +121,8 @@ pub(super) struct BootFolder {
     pub(super) path: PathBuf,
     /// Why it cannot be read, if so.
     pub(super) unreadable: Option<String>,
+    /// Files that are not as `manifest.json` of the boot folder lists them: name and why.
+    pub(super) unlike_manifest: Vec<(String, String)>,
     /// The files that are looked for by name, as far as they are there.
     pub(super) files: Vec<BootFile>,
     /// When this program was made, in seconds since 1970-01-01 UTC.

@@ -293,11 +293,40 @@ fn boot_folder(path: &Path, loaders: &Path) -> BootFolder {
         })
     });
     BootFolder {
+        unlike_manifest: unlike_manifest(path),
         unreadable: fs::read_dir(path).err().map(|error| error.to_string()),
         files: files.collect(),
         program_made: std::env::current_exe().ok().and_then(|file| made(&file)),
         path: path.to_owned(),
     }
+}
+
+/// Files that are not as the folder's manifest lists them. A folder without one has none.
+fn unlike_manifest(folder: &Path) -> Vec<(String, String)> {
+    let text = fs::read(folder.join("manifest.json")).unwrap_or_default();
+    let Ok(manifest) = serde_json::from_slice::<boot_files::Manifest>(&text) else {
+        return Vec::new();
+    };
+    let listed = manifest.files.into_iter().filter(|file| file.is_inside());
+    let unlike = listed.filter_map(|listed| {
+        let path = folder.join(&listed.name);
+        let why = match fs::metadata(&path) {
+            Ok(found) => listed.differs(found.len(), || digest(&path)),
+            Err(error) => Some(error.to_string()),
+        };
+        why.map(|why| (listed.name, why))
+    });
+    unlike.collect()
+}
+
+/// BLAKE3 of a file; empty when it cannot be read.
+fn digest(path: &Path) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let read = fs::File::open(path).and_then(|file| hasher.update_reader(file).map(drop));
+    read.map_or_else(
+        |_| String::new(),
+        |()| hasher.finalize().to_hex().to_string(),
+    )
 }
 
 fn head(file: &Path) -> std::io::Result<Vec<u8>> {

@@ -369,6 +369,22 @@ fn boot_folder(boot: &BootFolder) -> Vec<Finding> {
             ));
         }
     }
+    for (name, why) in &boot.unlike_manifest {
+        let what = format!("{name} is not as manifest.json of {path} lists it: {why}");
+        let fix = "Make the boot files again, or copy them whole: some are of another release, or \
+                   damaged.";
+        findings.push(
+            if name.ends_with("vmlinuz") || name.ends_with("initramfs") {
+                Finding::problem("boot-file-differs", what, fix)
+            } else {
+                Finding::warning(
+                    "boot-file-differs",
+                    what,
+                    "Fine when it is a loader of your own.",
+                )
+            },
+        );
+    }
     for needed in ["vmlinuz", "initramfs"] {
         if boot.find(needed).is_none() {
             findings.push(Finding::problem(

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Asker, Event, Fact, Stage, diagnosis::Diagnosis};
 
-/// After so long a silence whoever asks for a boot file has been switched on again.
-const NEW_BOOT_AFTER_MS: u64 = 5 * 60_000;
+/// After so long a silence whoever asks for a boot file has been switched on again: firmware repeats
+/// an unanswered DISCOVER after 4, 8, 16 and 32 s (PXE specification 2.1, §2.2.6).
+const NEW_BOOT_AFTER_MS: u64 = 90_000;
 
 /// What is known of one machine's boots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -158,3 +158,13 @@ fn a_job_begins_once_in_a_boot_and_again_in_the_next() {
         .collect();
     assert_eq!(begun, [beacon.clone(), begins.clone(), beacon, begins]);
 }
+
+#[test]
+fn a_beacon_refused_again_and_again_is_one_event() {
+    let recorder = FlightRecorder::in_memory();
+    for reason in ["too many", "too many", "no boot_id"] {
+        let reason = reason.to_owned();
+        recorder.record(mac(1), Fact::BeaconRefused { reason });
+    }
+    assert_eq!(recorder.events(mac(1)).len(), 2);
+}

@@ -13,7 +13,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use backup::Digest;
 use backup::hardware::Inventory;
 use backup::manifest::{Manifest, RestorePointId};
@@ -24,8 +24,8 @@ use protocol::job::{Afterwards, JobKind, JobReport, JobReportReply, JobState};
 use smol::Timer;
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
-use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body, read_json};
+use super::{PeerAddress, Recovery};
 use crate::flight_recorder::Fact;
 use crate::jobs::JobRecord;
 use crate::machines::{MachineError, Seen};
@@ -90,14 +90,27 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
         .with_state(state)
 }
 
-async fn beacon(State(shared): Shared, body: Body) -> Result<Json<BeaconReply>, Refusal> {
-    let beacon: Beacon = read_json(body, MAX_BEACON).await?;
-    let beacon = Arc::new(checked(beacon)?);
-    let recovery = Arc::clone(&shared.recovery);
-    let seen = {
-        let beacon = Arc::clone(&beacon);
-        smol::unblock(move || note_beacon(&recovery, &beacon)).await?
+async fn beacon(
+    State(shared): Shared,
+    peer: Option<Extension<PeerAddress>>,
+    body: Body,
+) -> Result<Json<BeaconReply>, Refusal> {
+    let recorder = &shared.recovery.recorder;
+    let mut card = peer.and_then(|Extension(peer)| recorder.machine_of(peer.0));
+    let heard = match read_json::<Beacon>(body, MAX_BEACON).await {
+        Ok(beacon) => {
+            let named = beacon.boot_mac.as_ref().and_then(|mac| mac.parse().ok());
+            card = named.or(card);
+            hear(&shared.recovery, beacon).await
+        }
+        Err(refusal) => Err(refusal),
     };
+    let (beacon, seen) = heard.inspect_err(|refusal| {
+        if let Some(mac) = card {
+            let reason = printable(refusal.message(), 200);
+            recorder.record(mac, Fact::BeaconRefused { reason });
+        }
+    })?;
     let reply = |job: Option<JobRecord>| BeaconReply {
         machine: seen.id.clone(),
         name: seen.name.clone(),
@@ -126,6 +139,14 @@ async fn beacon(State(shared): Shared, body: Body) -> Result<Json<BeaconReply>, 
             return Ok(Json(reply(None)));
         }
     }
+}
+
+/// Takes a beacon in.
+async fn hear(recovery: &Arc<Recovery>, beacon: Beacon) -> Result<(Arc<Beacon>, Seen), Refusal> {
+    let beacon = Arc::new(checked(beacon)?);
+    let (recovery, said) = (Arc::clone(recovery), Arc::clone(&beacon));
+    let seen = smol::unblock(move || note_beacon(&recovery, &said)).await?;
+    Ok((beacon, seen))
 }
 
 /// Texts of a beacon are shown to people: they are bounded and carry no control characters.

@@ -36,6 +36,11 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
+    /// The sentence.
+    pub(super) fn message(&self) -> &str {
+        &self.error.message
+    }
+
     pub(super) fn new(status: StatusCode, code: &str, message: String) -> Self {
         Self {
             status,

@@ -5,13 +5,7 @@
 //!
 //! Not here: what a machine boots (`boot_policy`), connections (`http::server`).
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    os::unix::fs::FileExt,
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, os::unix::fs::FileExt, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -226,13 +220,7 @@ async fn send_named(
 }
 
 fn machine_of(recorder: &FlightRecorder, request: &Request) -> Option<MacAddress> {
-    match request.extensions().get::<PeerAddress>()?.0 {
-        SocketAddr::V4(peer) => recorder.machine_at(*peer.ip()),
-        SocketAddr::V6(peer) => match IpAddr::V6(*peer.ip()).to_canonical() {
-            IpAddr::V4(address) => recorder.machine_at(address),
-            IpAddr::V6(_) => None,
-        },
-    }
+    recorder.machine_of(request.extensions().get::<PeerAddress>()?.0)
 }
 
 /// The file from `start`, piece by piece: from memory as it is, from the disk each piece when the

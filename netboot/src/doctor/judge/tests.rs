@@ -52,6 +52,7 @@ fn healthy() -> Facts {
         boot: BootFolder {
             path: "/srv/netboot/boot".into(),
             unreadable: None,
+            unlike_manifest: Vec::new(),
             files: vec![
                 file("vmlinuz", None),
                 file("initramfs", None),
@@ -324,4 +325,14 @@ fn a_wrong_configuration_is_said_first() {
     facts.config_error = Some("netboot.toml: line 3".into());
     assert_eq!(judge(&facts)[0].code, "configuration");
     assert_eq!(judge(&facts)[0].level, Level::Problem);
+}
+
+#[test]
+fn a_kernel_unlike_the_manifest_is_a_problem_and_a_loader_of_ones_own_a_warning() {
+    let unlike = |name: &str| {
+        let entry = (name.to_owned(), "its content differs".to_owned());
+        complaints(|facts| facts.boot.unlike_manifest.push(entry))
+    };
+    assert_eq!(unlike("initramfs"), problem("boot-file-differs"));
+    assert_eq!(unlike("grubx64.efi"), warning("boot-file-differs"));
 }
