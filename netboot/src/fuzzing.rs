@@ -4,12 +4,14 @@
 //! invariant is broken. The unit tests here play random bytes, so that the checks themselves stay
 //! right; the fuzzer looks for the rare ones. Compiled for tests and fuzzing only.
 
+mod dhcp_proxy;
 mod dhcp_server;
 mod http_boot;
 mod tftp_transfer;
 
 use std::path::Path;
 
+pub use dhcp_proxy::dhcp_proxy;
 pub use dhcp_server::dhcp_server;
 pub use http_boot::http_boot;
 pub use tftp_transfer::tftp_transfer;
@@ -75,6 +77,11 @@ mod tests {
         #[test]
         fn no_sequence_breaks_the_dhcp_server(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
             dhcp_server(&bytes);
+        }
+
+        #[test]
+        fn no_sequence_breaks_the_proxy(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
+            dhcp_proxy(&bytes);
         }
 
         #[test]

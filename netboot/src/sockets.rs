@@ -425,3 +425,30 @@ fn system(what: &str, source: io::Error) -> OpenError {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_names_its_owner_and_the_way_to_share() {
+        let taken = |port| {
+            let error = OpenError::PortTaken {
+                transport: Transport::Udp,
+                address: Ipv4Addr::UNSPECIFIED,
+                port,
+                owner: Some("dnsmasq (process 812)".to_owned()),
+            };
+            error.to_string()
+        };
+        assert_eq!(
+            taken(67),
+            "UDP port 67 on 0.0.0.0 is taken by dnsmasq (process 812): stop it, or let netboot work \
+             beside that DHCP server with --mode proxy"
+        );
+        assert!(taken(4011).ends_with(
+            "it is another boot server, or let netboot leave DHCP to it with --mode off"
+        ));
+        assert!(taken(69).ends_with("stop it, or choose another port in the configuration"));
+    }
+}

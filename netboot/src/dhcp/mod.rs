@@ -1,4 +1,5 @@
-//! The DHCP server: leases, what firmware gets which file, and the answers, without sockets.
+//! The DHCP server and the proxy: leases, what firmware gets which file, the answers, and the search for
+//! other servers, without sockets.
 
 mod boot_answer;
 pub(crate) mod boot_table;
