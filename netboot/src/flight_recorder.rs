@@ -207,7 +207,12 @@ impl FlightRecorder {
     /// the firmware came back. The one refused last comes last. To be asked when a firmware's
     /// DISCOVER has come, before the answer to it is recorded.
     pub(crate) fn abandoned_loaders(&self, mac: MacAddress) -> Vec<String> {
-        boots::abandoned_loaders(&self.events(mac))
+        let mut memory = self.lock();
+        let events = memory.machines.get_mut(&mac);
+        // Asked for each DHCP message of a boot: nothing is copied.
+        events.map_or_else(Vec::new, |events| {
+            boots::abandoned_loaders(events.make_contiguous())
+        })
     }
 
     /// The boots of a machine with these cards.

@@ -67,7 +67,7 @@ fn fixture(state: MachineState, loaders: LoaderChoice) -> Fixture {
         chainloaded: Chainloaded::default(),
     };
     Fixture {
-        folder: folder,
+        folder,
         machine,
         desk,
     }

@@ -3,12 +3,17 @@
 //! Pure: facts in, findings out.
 
 use backup::units::HumanBytes;
+use protocol::dhcp::{ArchitectureCode, BootProtocol};
 
 use super::{
     Finding,
     facts::{BootFolder, Clock, DataDir, Facts, Holder, Link, Port, Server},
 };
-use crate::config::DhcpMode;
+use crate::{
+    boot_policy::{INITRAMFS, KERNEL},
+    config::DhcpMode,
+    dhcp::boot_table::{self, Firmware, LoaderKind, Role, Rung, UefiLoader},
+};
 
 /// A first backup of one small machine needs more than this.
 const LITTLE_SPACE: u64 = 20 << 30;
@@ -20,76 +25,23 @@ const DAY: u64 = 86_400;
 /// TFTP's, UDP's and IP's headers.
 const HEADERS: u32 = 4 + 8 + 20;
 
-/// A kind of firmware, and the sets of files of which any one serves it.
-struct Firmware {
-    name: &'static str,
-    any_of: &'static [&'static [&'static str]],
-    /// All files of a set have to be signed.
-    signed: bool,
-    /// Only some networks have such machines.
-    rare: bool,
-}
-
-const FIRMWARE: &[Firmware] = &[
-    Firmware {
-        name: "BIOS",
-        any_of: &[&["undionly.kpxe"]],
-        signed: false,
-        rare: false,
-    },
-    Firmware {
-        name: "UEFI x86-64 by PXE",
-        any_of: &[
-            &["shimx64.efi", "grubx64.efi"],
-            &["snponly.efi"],
-            &["netboot-x64.efi"],
-        ],
-        signed: false,
-        rare: false,
-    },
-    Firmware {
-        name: "UEFI x86-64 by PXE with Secure Boot on",
-        any_of: &[&["shimx64.efi", "grubx64.efi"], &["netboot-x64.efi"]],
-        signed: true,
-        rare: false,
-    },
-    Firmware {
-        name: "UEFI x86-64 by HTTP Boot",
-        any_of: &[&["netboot-x64.efi"], &["ipxe.efi"]],
-        signed: false,
-        rare: false,
-    },
-    Firmware {
-        name: "64-bit Arm UEFI by PXE",
-        any_of: &[
-            &[
-                "shimaa64.efi",
-                "grubaa64.efi",
-                "arm64/vmlinuz",
-                "arm64/initramfs",
-            ],
-            &["grubaa64.efi", "arm64/vmlinuz", "arm64/initramfs"],
-            &["netboot-arm64.efi"],
-        ],
-        signed: false,
-        rare: true,
-    },
-    Firmware {
-        name: "64-bit Arm UEFI by HTTP Boot",
-        any_of: &[&["netboot-arm64.efi"]],
-        signed: false,
-        rare: true,
-    },
-];
-
 /// Every file that a server may have use for.
 pub(super) fn file_names() -> Vec<&'static str> {
-    let loaders = FIRMWARE.iter().flat_map(|firmware| firmware.any_of);
-    let mut names: Vec<_> = loaders.copied().flatten().copied().collect();
-    names.extend(["vmlinuz", "initramfs"]);
+    let rungs = boot_table::firmwares().into_iter().flat_map(rungs_of);
+    let files =
+        rungs.flat_map(|rung| std::iter::once(rung.loader).chain(rung.needs.iter().copied()));
+    let mut names: Vec<_> = files.chain([KERNEL, INITRAMFS]).collect();
     names.sort_unstable();
     names.dedup();
     names
+}
+
+/// The loaders of a kind of firmware in the order of the ladder.
+fn rungs_of(Firmware(architectures, protocol): Firmware) -> Vec<&'static Rung> {
+    let first = architectures.first().copied();
+    first.map_or_else(Vec::new, |architecture| {
+        boot_table::ladder(architecture, protocol, Role::Server, UefiLoader::Auto)
+    })
 }
 
 /// Judges everything, in the order of a boot.
@@ -385,7 +337,7 @@ fn boot_folder(boot: &BootFolder) -> Vec<Finding> {
             },
         );
     }
-    for needed in ["vmlinuz", "initramfs"] {
+    for needed in [KERNEL, INITRAMFS] {
         if boot.find(needed).is_none() {
             findings.push(Finding::problem(
                 "boot-files",
@@ -394,8 +346,13 @@ fn boot_folder(boot: &BootFolder) -> Vec<Finding> {
             ));
         }
     }
-    findings.extend(FIRMWARE.iter().map(|firmware| boot.serves(firmware)));
-    let oldest = boot.find("initramfs").and_then(|file| file.made);
+    for firmware in boot_table::firmwares() {
+        findings.push(boot.serves(firmware));
+        if firmware.0.contains(&ArchitectureCode::EFI_X64) {
+            findings.push(boot.serves_secure_boot(firmware));
+        }
+    }
+    let oldest = boot.find(INITRAMFS).and_then(|file| file.made);
     if let (Some(files), Some(program)) = (oldest, boot.program_made)
         && files + DAY < program
     {
@@ -413,45 +370,91 @@ impl BootFolder {
         self.files.iter().find(|file| file.name == name)
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.find(name).is_some_and(|file| file.damage.is_none())
+    }
+
     /// A line of the table "firmware × is it served".
-    fn serves(&self, firmware: &Firmware) -> Finding {
-        let usable = |name: &&str| {
-            self.find(name).is_some_and(|file| {
-                file.damage.is_none() && (!firmware.signed || file.signed != Some(false))
-            })
-        };
-        let name = firmware.name;
-        let set = firmware.any_of.iter().find(|set| set.iter().all(usable));
-        if let Some(set) = set {
+    fn serves(&self, firmware: Firmware) -> Finding {
+        let rungs = rungs_of(firmware);
+        let (code, by) = (firmware.0.first(), transport_name(firmware));
+        let name = code.map_or_else(String::new, |code| format!("{}{by}", code.name()));
+        let exists = |file: &str| self.has(file);
+        if let Some(rung) = boot_table::choose(&rungs, &exists, &[]) {
+            let files: Vec<_> = std::iter::once(rung.loader)
+                .chain(rung.needs.iter().copied())
+                .collect();
             return Finding::ok(
                 "firmware",
-                format!("{name}: served with {}", set.join(", ")),
+                format!("{name}: served with {}", files.join(", ")),
             );
         }
-        if firmware.rare {
-            return Finding::ok(
-                "firmware",
-                format!("{name}: not served, its boot files are not here"),
-            );
+        // Few networks have such machines.
+        let arm = [
+            ArchitectureCode::EFI_ARM64,
+            ArchitectureCode::EFI_ARM64_HTTP,
+        ];
+        if code.is_some_and(|code| arm.contains(code)) {
+            let what = format!("{name}: not served, its boot files are not here");
+            return Finding::ok("firmware", what);
         }
-        let first = firmware.any_of.first().copied().unwrap_or_default();
-        let missing: Vec<_> = first.iter().copied().filter(|name| !usable(name)).collect();
-        let signed = if firmware.signed { " (signed)" } else { "" };
+        let wanted = rungs
+            .first()
+            .map_or_else(Vec::new, |rung| rung.missing(&exists).collect::<Vec<_>>());
         Finding::warning(
             "firmware",
-            format!(
-                "{name}: not served, {}{signed} not here",
-                missing.join(", ")
-            ),
-            format!("Put it into the boot folder: {}", origin(first)),
+            format!("{name}: not served, {} not here", wanted.join(", ")),
+            format!("Put it into the boot folder: {}", origin(&wanted)),
         )
+    }
+
+    /// The same for machines whose firmware starts signed programs only.
+    fn serves_secure_boot(&self, firmware: Firmware) -> Finding {
+        let by = transport_name(firmware);
+        let signed = |name: &str| {
+            let file = self.find(name);
+            file.is_some_and(|file| file.damage.is_none() && file.signed != Some(false))
+        };
+        let kinds = [LoaderKind::Shim, LoaderKind::Unified];
+        let rungs: Vec<_> = rungs_of(firmware)
+            .into_iter()
+            .filter(|rung| kinds.contains(&rung.kind))
+            .collect();
+        match boot_table::choose(&rungs, &signed, &[]) {
+            Some(rung) => Finding::ok(
+                "secure-boot",
+                format!(
+                    "UEFI x86-64 with Secure Boot on{by}: served with {}",
+                    rung.loader
+                ),
+            ),
+            None => Finding::warning(
+                "secure-boot",
+                format!(
+                    "UEFI x86-64 with Secure Boot on{by}: not served, no signed loader is here"
+                ),
+                format!(
+                    "Put shimx64.efi and grubx64.efi into the boot folder: {}",
+                    origin(&["shim"])
+                ),
+            ),
+        }
+    }
+}
+
+/// HTTP Boot has it in its name.
+fn transport_name(Firmware(architectures, protocol): Firmware) -> &'static str {
+    match protocol {
+        BootProtocol::Pxe if architectures.contains(&ArchitectureCode::BIOS) => "",
+        BootProtocol::Pxe => " by PXE",
+        BootProtocol::Http => "",
     }
 }
 
 /// Where loaders come from.
 fn origin(set: &[&str]) -> &'static str {
     match set.first() {
-        Some(name) if name.starts_with("shim") => {
+        Some(name) if name.starts_with("shim") || name.starts_with("grub") => {
             "apt install shim-signed grub-efi-amd64-signed; `initramfs build` takes them from there"
         }
         Some(name) if name.starts_with("netboot-") => "`initramfs build` makes it",

@@ -237,7 +237,8 @@ fn missing_boot_files_are_said_by_what_they_are_for() {
     assert_eq!(without("vmlinuz"), problem("boot-files"));
     assert_eq!(without("undionly.kpxe"), warning("firmware"));
     // Secure Boot alone: the unified image serves the rest, but nobody signed it.
-    assert_eq!(without("grubx64.efi"), warning("firmware"));
+    assert_eq!(without("grubx64.efi"), warning("secure-boot"));
+    assert_eq!(without("netboot-x64.efi"), warning("firmware"));
     let unreadable = complaints(|facts| facts.boot.unreadable = Some("not found".into()));
     assert_eq!(unreadable, problem("boot-files"));
 }
@@ -256,7 +257,7 @@ fn a_damaged_loader_is_a_problem_and_serves_nobody() {
         found,
         [
             (Level::Problem, "boot-file-damaged"),
-            (Level::Warning, "firmware")
+            (Level::Warning, "secure-boot")
         ]
     );
 }
@@ -271,7 +272,7 @@ fn an_unsigned_shim_does_not_serve_secure_boot() {
             .find(|file| file.name == "shimx64.efi");
         shim.expect("shim").signed = Some(false);
     });
-    assert_eq!(found, warning("firmware"));
+    assert_eq!(found, warning("secure-boot"));
 }
 
 #[test]
