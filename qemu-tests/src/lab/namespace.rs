@@ -26,7 +26,7 @@ pub(crate) const BRIDGE_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 0);
 /// Prefix length of the bridge's network.
 pub(crate) const BRIDGE_PREFIX: u8 = 24;
 /// The bridge's own Ethernet address: without one of its own it changes with every cable.
-const BRIDGE_MAC: &str = "02:78:00:00:00:01";
+pub(crate) const BRIDGE_MAC: &str = "02:78:00:00:00:01";
 /// The interface of a namespace that is plugged into a bridge.
 pub(crate) const CLIENT_INTERFACE: &str = "eth0";
 

@@ -25,6 +25,8 @@ const TICK: Duration = Duration::from_millis(20);
 /// HTTP as machines see it: the port in URLs.
 const HTTP_ON_LINK: u16 = 80;
 const TFTP_ON_LINK: u16 = 69;
+/// Addresses for the few machines of most scenarios.
+const POOL: (u8, u8) = (100, 200);
 
 /// The server or a command to it failed.
 #[derive(Debug, Error)]
@@ -82,6 +84,8 @@ pub(crate) struct ServerConfig {
     dhcp: u16,
     tftp: u16,
     http: u16,
+    /// Last bytes of the first and the last address that machines are given.
+    pub(crate) pool: (u8, u8),
     /// Whether another DHCP server gives the addresses.
     pub(crate) beside_another: bool,
     /// More keys of `[boot]`, with their values as TOML has them.
@@ -126,6 +130,7 @@ impl ServerConfig {
             dhcp,
             tftp,
             http,
+            pool: POOL,
             beside_another: false,
             boot_keys: Vec::new(),
             place: None,
@@ -148,6 +153,7 @@ impl ServerConfig {
             dhcp: 67,
             tftp: TFTP_ON_LINK,
             http: HTTP_ON_LINK,
+            pool: POOL,
             beside_another: false,
             boot_keys: Vec::new(),
             place: Some(place.clone()),
@@ -186,7 +192,8 @@ impl ServerConfig {
         let (mode, subnet) = if self.beside_another {
             ("proxy", String::new())
         } else {
-            let pool = format!("{a}.{b}.{c}.100-{a}.{b}.{c}.200");
+            let (first, last) = self.pool;
+            let pool = format!("{a}.{b}.{c}.{first}-{a}.{b}.{c}.{last}");
             let subnet = format!(
                 "[[subnet]]\nnetwork = \"{network}/{prefix}\"\npool = \"{pool}\"\n{server}\n"
             );
@@ -309,6 +316,11 @@ impl Server {
     pub(crate) fn start_again(&mut self) -> Result<(), ServerError> {
         self.process = spawn(&self.config, &self.config.logs.join("netboot.toml"))?;
         self.wait_until_ready(Deadline::seconds(30))
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// Where the data is.

@@ -14,8 +14,10 @@ mod link_selftest;
 mod local_disk;
 mod machine;
 mod proxy;
+mod random_frames;
 mod real_network;
 mod restore;
+mod room_of_machines;
 mod site;
 mod source_boots;
 mod stage;
@@ -52,7 +54,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
     STORIES.iter().chain(&boot_path::SCENARIOS)
 }
 
-const STORIES: [Scenario; 18] = [
+const STORIES: &[Scenario] = &[
     Scenario {
         name: "link-selftest",
         about: "the virtual link carries TCP and UDP right, under loss, reordering and duplication too",
@@ -160,6 +162,24 @@ const STORIES: [Scenario; 18] = [
         about: "the proxy works beside dnsmasq on the same machine, which keeps port 67",
         long: false,
         play: proxy::same_host,
+    },
+    Scenario {
+        name: "room-of-machines",
+        about: "200 machines switched on in the same second all boot, the slowest within 3 times the first",
+        long: false,
+        play: room_of_machines::play,
+    },
+    Scenario {
+        name: "random-frames",
+        about: "20 s of random frames: the server keeps serving, memory and files bounded",
+        long: false,
+        play: random_frames::short,
+    },
+    Scenario {
+        name: "random-frames-long",
+        about: "10 minutes of random frames: the server keeps serving, memory and files bounded",
+        long: true,
+        play: random_frames::whole,
     },
 ];
 

@@ -49,7 +49,7 @@ fn open<'a>(stage: &'a Stage<'a>) -> anyhow::Result<RealSite<'a>> {
     Ok(Site::on(stage, server, RealLink { capture, bridge }))
 }
 
-fn skip_when_unavailable(error: NamespaceError) -> anyhow::Error {
+pub(super) fn skip_when_unavailable(error: NamespaceError) -> anyhow::Error {
     match error {
         NamespaceError::Unavailable { .. } => Skipped {
             reason: error.to_string(),
