@@ -211,6 +211,16 @@ impl Bridge {
         bring_up(other, CLIENT_INTERFACE)
     }
 
+    /// Limits what the bridge sends down the last cable, such as to `1gbit`. The queue is a plain one, as
+    /// a switch has it, of at most 50 ms.
+    pub(crate) fn limit_last_cable(&self, rate: &str) -> Result<(), NamespaceError> {
+        let device = format!("cable{}", self.cables.saturating_sub(1));
+        let mut command = self.place().command("tc");
+        command.args(["qdisc", "add", "dev", &device, "root", "tbf"]);
+        command.args(["rate", rate, "burst", "256kb", "latency", "50ms"]);
+        tool::run(&mut command).map(drop).map_err(refusal)
+    }
+
     /// Where the bridge is.
     pub(crate) fn place(&self) -> &Place {
         &self.namespace.place
@@ -262,7 +272,12 @@ fn missing_capability(status: &str) -> Option<&'static str> {
 
 /// A kernel or container that does not have something is a reason to skip.
 fn refusal(error: ToolError) -> NamespaceError {
-    let words = ["not supported", "not permitted", "Unknown device type"];
+    let words = [
+        "not supported",
+        "not permitted",
+        "Unknown device type",
+        "qdisc kind is unknown",
+    ];
     match &error {
         ToolError::Failed { said, .. } if words.iter().any(|word| said.contains(word)) => {
             NamespaceError::Unavailable {
