@@ -26,6 +26,7 @@ use smol_hyper::rt::{FuturesIo, SmolTimer};
 use tower_service::Service;
 
 use super::PeerAddress;
+use super::send_share::{Member, SendShares};
 
 /// How long a client may take to send a request's header, and be idle between requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -33,6 +34,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The most connections of one listener; more wait in its backlog.
 const CONNECTIONS: usize = 4096;
+/// What the kernel keeps unsent of an answer, in bytes: enough for a line of 10 Gbit/s until we are
+/// woken to write more.
+const NOT_SENT: u32 = 256 << 10;
 /// How long requests that are being answered may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -65,6 +69,11 @@ pub(crate) trait Accept {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
+    /// Bounds what the kernel keeps of an answer until the client has it.
+    fn bound_send_buffer(_stream: &Self::Stream, _bytes: usize) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The next connection.
     fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<PeerAddress>)>> + Send;
 }
@@ -72,10 +81,19 @@ pub(crate) trait Accept {
 impl Accept for Async<TcpListener> {
     type Stream = Async<std::net::TcpStream>;
 
+    fn bound_send_buffer(stream: &Self::Stream, bytes: usize) -> io::Result<()> {
+        socket2::SockRef::from(stream.get_ref()).set_send_buffer_size(bytes)
+    }
+
     async fn next(&self) -> io::Result<(Self::Stream, Option<PeerAddress>)> {
         let (stream, peer) = self.accept().await?;
-        // Answers are written whole; waiting to fill a packet only delays their end.
-        if let Err(error) = stream.get_ref().set_nodelay(true) {
+        let socket = socket2::SockRef::from(stream.get_ref());
+        // Answers are written whole; waiting to fill a packet only delays their end. What is not
+        // sent yet waits here rather than in the kernel, where no share can take it back.
+        if let Err(error) = socket
+            .set_tcp_nodelay(true)
+            .and_then(|()| socket.set_tcp_notsent_lowat(NOT_SENT))
+        {
             log::debug!("HTTP: {peer}: {error}");
         }
         Ok((stream, Some(PeerAddress(peer))))
@@ -96,13 +114,14 @@ impl Accept for Async<UnixListener> {
 ///
 /// # Errors
 /// None yet: failures to accept are logged and end nothing.
-pub(crate) async fn serve(
-    listener: impl Accept,
+pub(crate) async fn serve<A: Accept>(
+    listener: A,
     router: Router,
     executor: Arc<Executor<'static>>,
     stop: Stop,
 ) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let shares = Arc::new(SendShares::default());
     let (alive, all_gone) = async_channel::bounded::<()>(1);
     loop {
         let next = async {
@@ -117,6 +136,12 @@ pub(crate) async fn serve(
             None => break,
             Some((permit, Ok((stream, peer)))) => {
                 let (router, stop, alive) = (router.clone(), stop.clone(), alive.clone());
+                let stream = Unstalled {
+                    stream,
+                    share: shares.join(),
+                    bound: A::bound_send_buffer,
+                    deadline: None,
+                };
                 let task = async move {
                     connection(stream, router, peer, stop).await;
                     drop((permit, alive));
@@ -154,10 +179,7 @@ where
         }
         router.clone().call(request.map(Body::new))
     });
-    let stream = FuturesIo::new(Unstalled {
-        stream,
-        deadline: None,
-    });
+    let stream = FuturesIo::new(stream);
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(SmolTimer::new())
@@ -184,14 +206,26 @@ where
     }
 }
 
-/// A stream whose writes fail when the other end takes nothing for [`WRITE_TIMEOUT`].
+/// A stream whose writes fail when the other end takes nothing for [`WRITE_TIMEOUT`], and whose
+/// answers wait in the kernel within their share only.
 struct Unstalled<S> {
     stream: S,
+    share: Member,
+    bound: fn(&S, usize) -> io::Result<()>,
     /// Set while a write waits.
     deadline: Option<Timer>,
 }
 
 impl<S: Unpin> Unstalled<S> {
+    /// To be called before each write: the share changes with the number of connections.
+    fn keep_to_share(&mut self) {
+        if let Some(bytes) = self.share.changed()
+            && let Err(error) = (self.bound)(&self.stream, bytes)
+        {
+            log::debug!("HTTP: a send buffer of {bytes} bytes: {error}");
+        }
+    }
+
     /// Passes a result on; of one that waits, waits no longer than allowed.
     fn bounded<T>(
         &mut self,
@@ -228,6 +262,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.keep_to_share();
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.bounded(result, context)
     }
@@ -237,6 +272,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.keep_to_share();
         let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.bounded(result, context)
     }

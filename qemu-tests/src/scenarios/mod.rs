@@ -165,7 +165,7 @@ const STORIES: &[Scenario] = &[
     },
     Scenario {
         name: "room-of-machines",
-        about: "200 machines switched on in the same second boot over 1 Gbit/s, the slowest within 3 times the first",
+        about: "200 machines switched on together boot over 1 Gbit/s, the slowest within 3 times the first",
         long: false,
         play: room_of_machines::play,
     },

@@ -10,6 +10,8 @@ use super::BootError;
 
 /// A server that is busy with a whole room may take its time, but not for ever.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// iPXE lets at most 256 KiB be on their way to it; the kernel doubles what it is told.
+const RECEIVE_BUFFER: usize = 128 << 10;
 const PIECE: usize = 64 << 10;
 const LONGEST_SMALL_BODY: u64 = 64 << 10;
 
@@ -81,6 +83,7 @@ fn ask(
         .map_err(|_| BootError::answer(url, "its host is no address"))?;
     let connect = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         socket.bind(&SocketAddr::from((from, 0)).into())?;
         socket.connect_timeout(&address.into(), PATIENCE)?;
         let mut stream = TcpStream::from(socket);
