@@ -32,7 +32,7 @@ use protocol::tftp::{ErrorCode, Packet, ParseError};
 use super::{
     places::{MAX_TRANSFERS, Places},
     sending::{self, Block, MAX_SEGMENTS},
-    server::{Fetch, Refusal, TftpServer},
+    server::{Ended, Fetch, Refusal, TftpServer},
     transfer::{Limits, Outcome, Outgoing, Transfer},
 };
 use crate::sockets;
@@ -398,7 +398,6 @@ impl Driver {
             return;
         };
         self.places.free(running.client, number);
-        let bytes = running.transfer.bytes_acknowledged();
         let result = match failed {
             Some(error) => {
                 let text = "the file cannot be read";
@@ -409,7 +408,11 @@ impl Driver {
             }
             None => {
                 let outcome = running.transfer.outcome().cloned();
-                Ok((outcome.unwrap_or(Outcome::GaveUp), bytes))
+                Ok(Ended {
+                    outcome: outcome.unwrap_or(Outcome::GaveUp),
+                    bytes: running.transfer.bytes_acknowledged(),
+                    block_size: running.transfer.block_size(),
+                })
             }
         };
         self.server

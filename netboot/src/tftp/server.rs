@@ -46,6 +46,16 @@ pub(super) struct Fetch {
     pub(super) content: Content,
 }
 
+/// A transfer that came to its end.
+pub(super) struct Ended {
+    /// How.
+    pub(super) outcome: Outcome,
+    /// Bytes that the client has.
+    pub(super) bytes: u64,
+    /// Bytes of a block, when any was sent.
+    pub(super) block_size: Option<u16>,
+}
+
 /// A request that gets an ERROR packet.
 pub(super) struct Refusal {
     code: ErrorCode,
@@ -140,8 +150,8 @@ impl TftpServer {
         })
     }
 
-    /// Tells how a transfer ended, with the bytes that the client has.
-    pub(super) fn report(&self, fetch: Fetch, took: Duration, result: io::Result<(Outcome, u64)>) {
+    /// Tells how a transfer ended, or why its file could not be read.
+    pub(super) fn report(&self, fetch: Fetch, took: Duration, result: io::Result<Ended>) {
         let Fetch {
             machine,
             file,
@@ -157,28 +167,36 @@ impl TftpServer {
             milliseconds,
             why,
         };
-        let whole = matches!(
-            result,
-            Ok((Outcome::Complete | Outcome::CompleteUnconfirmed, _))
-        );
+        let whole = result.as_ref().is_ok_and(|ended| {
+            matches!(
+                ended.outcome,
+                Outcome::Complete | Outcome::CompleteUnconfirmed
+            )
+        });
         if let Some(mac) = machine.filter(|_| whole) {
             self.desk.fetched(mac, &file);
         }
         let fact = match result {
-            Ok((Outcome::Complete | Outcome::CompleteUnconfirmed, _)) => Fact::Fetched {
-                over,
-                file,
-                bytes: len,
-                milliseconds,
-                part_of: None,
-            },
-            Ok((Outcome::Probe, _)) => Fact::Probed { file, bytes: len },
-            Ok((Outcome::ClientError { code, message }, bytes)) => {
-                let (code, message) = (code.to_u16(), printable(&message, 100));
-                stopped(file, bytes, Stopped::ByClient { code, message })
-            }
-            Ok((Outcome::GaveUp, bytes)) => {
-                stopped(file, bytes, Stopped::Silent { block_size: None })
+            Ok(ended) => {
+                let bytes = ended.bytes;
+                match ended.outcome {
+                    Outcome::Complete | Outcome::CompleteUnconfirmed => Fact::Fetched {
+                        over,
+                        file,
+                        bytes: len,
+                        milliseconds,
+                        part_of: None,
+                    },
+                    Outcome::Probe => Fact::Probed { file, bytes: len },
+                    Outcome::ClientError { code, message } => {
+                        let (code, message) = (code.to_u16(), printable(&message, 100));
+                        stopped(file, bytes, Stopped::ByClient { code, message })
+                    }
+                    Outcome::GaveUp => {
+                        let block_size = ended.block_size;
+                        stopped(file, bytes, Stopped::Silent { block_size })
+                    }
+                }
             }
             Err(error) => {
                 let reason = error.to_string();

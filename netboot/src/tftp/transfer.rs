@@ -301,6 +301,11 @@ impl Transfer {
         self.outcome.as_ref()
     }
 
+    /// Bytes of the block that the client was sent last, once blocks are sent at all.
+    pub(crate) fn block_size(&self) -> Option<u16> {
+        (self.sent > 0).then_some(self.block_size)
+    }
+
     /// Bytes that the client has.
     pub(crate) fn bytes_acknowledged(&self) -> u64 {
         self.len.min(self.acknowledged * u64::from(self.block_size))

@@ -323,6 +323,17 @@ fn pass<T: Clone>(packets: Vec<T>, fates: &mut impl Iterator<Item = Fate>) -> Ve
     out
 }
 
+#[test]
+fn the_block_size_is_known_once_blocks_are_sent() {
+    let now = Instant::now();
+    let mut transfer = transfer(&[("blksize", "1428")], 5000, now);
+    option_acknowledge(&mut transfer, now);
+    assert_eq!(transfer.block_size(), None);
+    transfer.receive(&acknowledge(0), now);
+    drain(&mut transfer, now);
+    assert_eq!(transfer.block_size(), Some(1428));
+}
+
 proptest! {
     #[test]
     fn a_file_arrives_whole_over_any_network_that_lets_enough_through(
