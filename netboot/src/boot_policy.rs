@@ -32,7 +32,7 @@ pub(crate) const ARM64_FOLDER: &str = "arm64";
 /// The screen last: the kernel's own messages go to both, `/dev/console` is the serial line.
 const CONSOLES: &str = "console=tty0 console=ttyS0,115200";
 /// The same on 64-bit Arm, whose first serial port is a PL011.
-const CONSOLES_ARM64: &str = "console=tty0 console=ttyAMA0";
+const CONSOLES_ARM64: &str = "console=tty0 console=ttyS0,115200 console=ttyAMA0,115200";
 
 /// What the server knows of a machine when it boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

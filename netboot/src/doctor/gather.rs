@@ -301,13 +301,17 @@ fn boot_folder(path: &Path, loaders: &Path) -> BootFolder {
     }
 }
 
-/// Files that are not as the folder's manifest lists them. A folder without one has none.
+/// Files that are not as the folder's manifests, one for each processor, list them. A folder without one
+/// has none.
 fn unlike_manifest(folder: &Path) -> Vec<(String, String)> {
-    let text = fs::read(folder.join("manifest.json")).unwrap_or_default();
-    let Ok(manifest) = serde_json::from_slice::<boot_files::Manifest>(&text) else {
-        return Vec::new();
-    };
-    let listed = manifest.files.into_iter().filter(|file| file.is_inside());
+    let manifests = ["manifest.json", "arm64/manifest.json"].into_iter();
+    let manifests = manifests.filter_map(|name| {
+        let text = fs::read(folder.join(name)).ok()?;
+        serde_json::from_slice::<boot_files::Manifest>(&text).ok()
+    });
+    let listed = manifests
+        .flat_map(|manifest| manifest.files)
+        .filter(|file| file.is_inside());
     let unlike = listed.filter_map(|listed| {
         let path = folder.join(&listed.name);
         let why = match fs::metadata(&path) {
