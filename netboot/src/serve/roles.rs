@@ -125,7 +125,16 @@ fn decide(found: Vec<OtherServer>, can_give: bool, link: &Link) -> Chosen {
     let (role, words, warning) = match (other, can_give) {
         (Some(other), _) => {
             let words = format!("as proxy beside the DHCP server {}", other.server);
-            (Role::Proxy, words, None)
+            let unused = || {
+                format!(
+                    "the DHCP server {} answers on {}, so netboot is a proxy there and gives none of the \
+                     addresses that it was given. Switch that server off and start netboot again, or \
+                     leave the addresses out",
+                    other.server,
+                    link.name()
+                )
+            };
+            (Role::Proxy, words, can_give.then(unused))
         }
         (None, true) => {
             let words = "as DHCP server (no other one answers)".to_owned();
@@ -180,7 +189,8 @@ mod tests {
             let chosen = decide(found.clone(), can_give, &link());
             assert_eq!(chosen.role, Role::Proxy);
             assert_eq!(chosen.words, "as proxy beside the DHCP server 10.0.0.1");
-            assert_eq!(chosen.warning, None);
+            // Addresses that are not given are not passed over in silence.
+            assert_eq!(chosen.warning.is_some(), can_give);
         }
     }
 
