@@ -49,9 +49,18 @@ impl Bench {
 
     /// POSTs as a machine does.
     fn post(&self, path: &str, body: &[u8]) -> Vec<u8> {
+        self.ask("POST", path, body)
+    }
+
+    /// GETs as a machine does.
+    fn get(&self, path: &str) -> Vec<u8> {
+        self.ask("GET", path, &[])
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &[u8]) -> Vec<u8> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.server.http)).expect("the server");
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         stream.write_all(head.as_bytes()).expect("sent");
@@ -246,4 +255,88 @@ fn a_second_server_on_the_same_data_is_refused() {
     assert_eq!(output.status.code(), Some(69));
     let said = String::from_utf8(output.stderr).expect("text");
     assert!(said.contains("one server at a time"), "{said}");
+}
+
+#[test]
+fn the_next_boot_is_set_shown_and_taken_back() {
+    let bench = Bench::new();
+    bench.beacon(1, AgentState::Waiting);
+    let machine = "02:00:00:00:00:01";
+    let script = |mac: &str| {
+        let path = format!("/boot/ipxe?mac={mac}&platform=pcbios");
+        String::from_utf8(bench.get(&path)).expect("text")
+    };
+    assert!(script(machine).contains("sanboot"));
+    let said = bench.says(&["next-boot", "SERIAL-1", "recovery"]);
+    assert_eq!(
+        said,
+        "Model SERIAL-1 boots the recovery environment, once.\n"
+    );
+    // However often it asks.
+    for _ in 0..2 {
+        assert!(script(machine).contains("netboot.mac=02:00:00:00:00:01"));
+    }
+    let table = bench.says(&["machines"]);
+    assert!(
+        table.contains("Model SERIAL-1: next boot: the recovery environment, once"),
+        "{table}"
+    );
+    // The agent reports from there: it was taken.
+    let mut again = beacon(1, AgentState::Waiting);
+    again.boot_id = "another boot".into();
+    bench.post(api::BEACON, &serde_json::to_vec(&again).expect("JSON"));
+    assert_eq!(
+        bench.says(&["next-boot", "SERIAL-1"]),
+        "Model SERIAL-1 boots as the server decides.\n"
+    );
+    assert!(script(machine).contains("sanboot"));
+    // A machine that nobody knows, by its card.
+    let stranger = "02-00-00-00-00-09";
+    let said = bench.says(&["next-boot", stranger, "menu", "--always", "--json"]);
+    let view: api::MachineNextBoot = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(view.machine, "02:00:00:00:00:09");
+    assert!(script(stranger).contains("choose --timeout 30000 --default recovery"));
+    bench.says(&["next-boot", stranger, "default"]);
+    assert!(!script(stranger).contains("choose"));
+    let (code, said) = bench.refuses(&["next-boot", "nobody", "menu"]);
+    assert_eq!(code, Some(1), "{said}");
+}
+
+#[test]
+fn the_loaders_are_listed_with_what_is_missing() {
+    let bench = Bench::new();
+    let before = bench.says(&["loaders"]);
+    assert!(
+        before.contains("missing: shimx64.efi, grubx64.efi"),
+        "{before}"
+    );
+    for name in ["shimx64.efi", "grubx64.efi", "snponly.efi"] {
+        bench.folders.add_boot_file(name, 10);
+    }
+    // The folder is read again at most once a second: ask until it was.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let loaders = loop {
+        let said = bench.says(&["loaders", "--json"]);
+        let all: Vec<api::LoaderView> = serde_json::from_str(&said).expect("JSON");
+        let pxe: Vec<_> = all
+            .into_iter()
+            .filter(|loader| loader.architectures == [7, 9])
+            .collect();
+        if pxe[0].missing.is_empty() || std::time::Instant::now() > deadline {
+            break pxe;
+        }
+    };
+    let states: Vec<_> = loaders
+        .iter()
+        .map(|loader| (loader.loader.as_str(), loader.server, loader.proxy))
+        .collect();
+    use api::LoaderState::{Missing, Served, There};
+    assert_eq!(
+        states,
+        [
+            ("shimx64.efi", Served, There),
+            ("snponly.efi", There, Served),
+            ("netboot-x64.efi", Missing, Missing),
+        ]
+    );
 }

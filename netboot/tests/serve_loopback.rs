@@ -1,16 +1,16 @@
 //! The server on loopback ports, asked by clients that nobody here wrote, and by a relay.
 
-#[expect(dead_code, reason = "each test file uses a part of it")]
 mod server;
 
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, TcpStream, UdpSocket},
+    process::Command,
     time::Duration,
 };
 
 use protocol::dhcp::{Message, MessageType, Options, code};
-use server::{Folders, Server};
+use server::{Folders, Server, has_program};
 
 /// A relay as the lab has one: it names the link and wants answers at the port it asks from.
 struct Relay {
@@ -261,4 +261,102 @@ fn a_client_that_asks_for_something_else_from_its_port_gets_that() {
     let (data, from) = request(b"\0\x01second\0octet\0");
     assert!(data[4..] == second);
     socket.send_to(&[0, 4, 0, 1], from).expect("sent");
+}
+
+/// Reads a file over TFTP as GRUB does; an ERROR packet as its number and words.
+fn read_by_tftp(server: &Server, name: &str) -> Result<Vec<u8>, (u8, String)> {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .expect("a deadline");
+    let request = format!("\0\x01{name}\0octet\0blksize\x001024\0tsize\x000\0");
+    socket
+        .send_to(request.as_bytes(), ("127.0.0.1", server.tftp))
+        .expect("sent");
+    let (mut bytes, mut announced) = (Vec::new(), None);
+    loop {
+        let mut packet = [0; 2048];
+        let (len, from) = socket.recv_from(&mut packet).expect("an answer");
+        let body = &packet[4..len];
+        match packet[1] {
+            6 => {
+                let options = String::from_utf8_lossy(&packet[2..len]).into_owned();
+                let words: Vec<_> = options.split('\0').map(str::to_owned).collect();
+                let at = words
+                    .iter()
+                    .position(|word| word == "tsize")
+                    .expect("tsize");
+                announced = words[at + 1].parse::<usize>().ok();
+                socket.send_to(&[0, 4, 0, 0], from).expect("sent");
+            }
+            3 => {
+                bytes.extend_from_slice(body);
+                let ack = [0, 4, packet[2], packet[3]];
+                socket.send_to(&ack, from).expect("sent");
+                if body.len() < 1024 {
+                    assert_eq!(announced, Some(bytes.len()));
+                    return Ok(bytes);
+                }
+            }
+            5 => return Err((packet[3], String::from_utf8_lossy(body).into_owned())),
+            other => panic!("a packet of kind {other}"),
+        }
+    }
+}
+
+#[test]
+fn grub_is_told_by_tftp_who_it_is_and_what_it_boots() {
+    let folders = Folders::new();
+    let kernel = folders.add_boot_file("vmlinuz", 70_000);
+    let server =
+        Server::start(&folders.write_config([0; 3], "[boot]\nunknown_machines = \"menu\"\n"));
+    let read = |name: &str| {
+        let bytes = read_by_tftp(&server, name).expect("a file");
+        String::from_utf8(bytes).expect("text")
+    };
+    let generic = read("/grub/grub.cfg");
+    assert!(generic.contains("configfile /grub/for/$net_default_mac/grub.cfg"));
+    let own = read("/grub/for/52:54:00:00:00:01/grub.cfg");
+    let words = format!(
+        "netboot.server=http://$net_default_server:{} netboot.mac=52:54:00:00:00:01 ",
+        server.http
+    );
+    assert!(own.contains(&words), "{own}");
+    assert!(
+        own.contains("set timeout=30\nset default=recovery\nmenuentry "),
+        "{own}"
+    );
+    let fetched = read_by_tftp(&server, "/for/52-54-00-00-00-01/vmlinuz");
+    assert!(fetched.expect("a file") == kernel);
+    // GRUB's own parser: it knows no `&&`.
+    if has_program("grub-script-check") {
+        for text in [generic, own] {
+            let script = folders.path("grub.cfg");
+            std::fs::write(&script, &text).expect("written");
+            let check = Command::new("grub-script-check").arg(&script).output();
+            let said = check.expect("it runs");
+            assert!(said.status.success(), "{said:?}\n{text}");
+        }
+    }
+}
+
+#[test]
+fn a_machine_without_work_is_refused_its_loader_in_words() {
+    let folders = Folders::new();
+    folders.add_boot_file("snponly.efi", 1000);
+    let boot = "[boot]\nunknown_machines = \"local-disk\"\n";
+    let server = Server::start(&folders.write_config([0; 3], boot));
+    let offer = Relay::new(&server).ask(
+        1,
+        MessageType::Discover,
+        &[
+            (code::VENDOR_CLASS, b"PXEClient:Arch:00007:UNDI:003001"),
+            (code::CLIENT_ARCHITECTURE, &[0, 7]),
+        ],
+    );
+    let name = offer.options.text(code::BOOT_FILE).expect("a boot file");
+    assert_eq!(name, "for/52-54-00-00-00-01/snponly.efi");
+    let (number, words) = read_by_tftp(&server, &name).expect_err("no loader");
+    assert_eq!(number, 1);
+    assert!(words.contains("it starts its local disk"), "{words}");
 }

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use protocol::dhcp::{ArchitectureCode, BootClient, BootProtocol, IpxeFeatures};
+use protocol::tftp::Packet;
 
 use super::*;
 use crate::boot_policy::{MachineState, UnknownMachines};
@@ -201,4 +202,40 @@ fn what_was_sent_long_ago_is_forgotten() {
     chainloaded.insert(mac(), start);
     assert!(chainloaded.contains(mac(), start + CHAINLOADED - Duration::from_secs(1)));
     assert!(!chainloaded.contains(mac(), start + CHAINLOADED));
+}
+
+/// The names of all TFTP read requests of a capture: Ethernet, IPv4 without options.
+fn names_asked_for(pcap: &[u8]) -> Vec<String> {
+    let mut rest = &pcap[24..];
+    let mut names = Vec::new();
+    while let [_, _, _, _, _, _, _, _, a, b, c, d, _, _, _, _, frames @ ..] = rest {
+        let (frame, next) = frames.split_at(u32::from_le_bytes([*a, *b, *c, *d]) as usize);
+        rest = next;
+        if frame.len() > 44 && frame[23] == 17 && frame[36..38] == [0, 69] {
+            let Ok(Packet::Read(request)) = Packet::parse(&frame[42..]) else {
+                panic!("a read request");
+            };
+            names.push(String::from_utf8(request.name.to_vec()).unwrap());
+        }
+    }
+    names
+}
+
+#[test]
+fn every_request_of_a_captured_secure_boot_is_answered_as_it_should_be() {
+    let fixture = fixture(MachineState::HasWork, LoaderChoice::default());
+    let capture = include_bytes!("../../tests/fixtures/uefi-secure-boot-shim-grub.pcap");
+    let names = names_asked_for(capture);
+    assert_eq!(names.len(), 13);
+    for name in names {
+        let answer = fixture.get(&name);
+        match name.as_str() {
+            "shimx64.efi" | "grubx64.efi" | "/grub/x86_64-efi/fs.lst" => {
+                assert_eq!(answer.unwrap(), name.trim_start_matches('/'));
+            }
+            "/grub/grub.cfg" => assert!(answer.unwrap().contains("configfile")),
+            // shim's and GRUB's own look-ups, and the capture's own names for kernel and file system.
+            _ => assert!(matches!(answer, Err(NotSent::NotHere)), "{name}"),
+        }
+    }
 }

@@ -138,7 +138,9 @@ fn add_local_disk(text: &mut String) {
            echo \"netboot: starting the local disk\"\n  \
            for loader in {}; do\n    \
              if search --no-floppy --file --set=esp $loader; then\n      \
-               chainloader ($esp)$loader && boot\n    \
+               if chainloader ($esp)$loader; then\n        \
+                 boot\n      \
+               fi\n    \
              fi\n  \
            done\n  \
            echo \"netboot: no system was found on the local disks\"\n  \
