@@ -16,6 +16,9 @@ use protocol::dhcp::{BOOTREPLY, MacAddress, Message, MessageType, code};
 #[path = "../../../agent/src/net/dhcp_client.rs"]
 #[allow(dead_code, reason = "a target uses a part of it")]
 mod dhcp_client;
+#[path = "../../../agent/src/net/random.rs"]
+#[allow(dead_code, reason = "a target uses a part of it")]
+mod random;
 
 use dhcp_client::{Change, Client};
 

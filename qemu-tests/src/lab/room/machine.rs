@@ -90,7 +90,11 @@ impl<'a> Machine<'a> {
         done("lease of iPXE");
         let script = self.fetch_script(&ipxe)?;
         done("script");
-        for (name, url) in images(&script) {
+        let images = images(&script);
+        if images.len() != 2 {
+            return Err(BootError::answer(&ipxe.file, script));
+        }
+        for (name, url) in images {
             self.fetch_image(ipxe.address, &name, &url)?;
             done(if name == "vmlinuz" {
                 "kernel"
@@ -116,7 +120,9 @@ impl<'a> Machine<'a> {
 
     fn fetch_loader(&self, lease: &Lease) -> Result<(), BootError> {
         let step = format!("TFTP of {}", lease.file);
-        let content = self.files.get(&lease.file);
+        // The folders before the name tell the server who asks.
+        let name = lease.file.rsplit('/').next().unwrap_or(&lease.file);
+        let content = self.files.get(name);
         let content =
             content.ok_or_else(|| BootError::answer(&step, "a loader that nobody expected"))?;
         let server = SocketAddrV4::new(self.server, protocol::tftp::PORT);
@@ -242,8 +248,21 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// The kernel and the initial file system that an iPXE script fetches: name and URL.
+/// The kernel and the initial file system that an iPXE script fetches: name and URL. Settings that the
+/// script made with `set` are put in; what is fetched only in other branches is none of ours.
 fn images(script: &str) -> Vec<(String, String)> {
+    let settings: Vec<(String, &str)> = script
+        .lines()
+        .filter_map(|line| line.strip_prefix("set ")?.split_once(' '))
+        .map(|(name, value)| (format!("${{{name}}}"), value))
+        .collect();
+    let resolved = |line: &str| {
+        settings
+            .iter()
+            .fold(line.to_owned(), |line, (name, value)| {
+                line.replace(name, value)
+            })
+    };
     let image = |line: &str| {
         let mut words = line.split_whitespace();
         let command = words.next()?;
@@ -254,7 +273,10 @@ fn images(script: &str) -> Vec<(String, String)> {
         let name = url.split(['?', '#']).next()?.rsplit('/').next()?;
         Some((name.to_owned(), url.to_owned()))
     };
-    script.lines().filter_map(image).collect()
+    script
+        .lines()
+        .filter_map(|line| image(&resolved(line)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -263,8 +285,9 @@ mod tests {
 
     #[test]
     fn the_images_of_a_script_are_found_with_their_queries() {
-        let script = "#!ipxe\n:again\nkernel --name vmlinuz http://10.78.0.1/boot/vmlinuz?mac=a initrd=initramfs || goto x\n\
-                      initrd --name initramfs http://10.78.0.1/boot/initramfs?mac=a || goto x\nboot\n";
+        let script = "#!ipxe\nset files http://10.78.0.1/boot\n:again\n\
+                      kernel --name vmlinuz ${files}/vmlinuz?mac=a initrd=initramfs || goto x\n\
+                      initrd --name initramfs ${files}/initramfs?mac=a || goto x\nboot\n";
         let expected = ["vmlinuz", "initramfs"].map(|name| {
             (
                 name.to_owned(),
