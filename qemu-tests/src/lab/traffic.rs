@@ -23,6 +23,8 @@ const TFTP_READ: [u8; 2] = [0, 1];
 const MOST_REQUESTS: usize = 4096;
 /// Characters kept of what was asked for.
 const LONGEST_NAME: usize = 160;
+/// How the Ethernet addresses of the lab's machines begin: QEMU's own range.
+const MACHINES: [u8; 3] = [0x52, 0x54, 0];
 
 /// What is told apart on a cable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +110,10 @@ impl Traffic {
 
     fn dhcp_request(&mut self, at: SystemTime, frame: &[u8]) -> Option<String> {
         let message = dhcp_in_frame(frame).filter(|message| !message.is_reply)?;
+        // The server's own search for other DHCP servers reaches every cable.
+        if !message.client.starts_with(&MACHINES) {
+            return None;
+        }
         let firmware = ["PXEClient", "HTTPClient"];
         let class = &message.vendor_class;
         if !firmware.iter().any(|prefix| class.starts_with(prefix)) {
@@ -279,6 +285,23 @@ mod tests {
         let asked: Vec<_> = traffic.requests.iter().map(|one| &one.what).collect();
         assert_eq!(asked, ["GET /boot/vmlinuz?mac=x"]);
         assert_eq!(traffic.dhcp + traffic.tftp + traffic.other, 0);
+    }
+
+    #[test]
+    fn only_what_machines_ask_by_dhcp_is_a_request() {
+        let mut bootp = vec![0; 240];
+        bootp[0] = 1;
+        bootp[236..].copy_from_slice(&[99, 130, 83, 99]);
+        bootp.extend([53, 1, 1, 255]);
+        let mut traffic = Traffic::default();
+        let servers = [2, 0x36, 0x42, 0, 0, 1];
+        for (second, card) in [(1, servers), (2, [0x52, 0x54, 0, 0x77, 2, 2])] {
+            bootp[28..34].copy_from_slice(&card);
+            let asked = frame(false, ([0; 4], 68), ([255; 4], 67), &bootp);
+            traffic.count(at(second), &asked);
+        }
+        assert_eq!(traffic.system_at, Some(at(2)));
+        assert_eq!(traffic.requests.len(), 1);
     }
 
     #[test]
