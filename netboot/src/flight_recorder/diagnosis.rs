@@ -369,7 +369,7 @@ fn after_files(boot: Boot<'_>) -> Diagnosis {
     if last.starts_with("grub") && last.ends_with(".efi") {
         return Diagnosis::new(
             "grub-without-configuration",
-            format!("{last} was fetched and asked for no configuration (grub/grub.cfg)"),
+            format!("GRUB ({last}) was fetched and did not ask this server for its configuration"),
             "Debian's GRUB asks the main DHCP server's next-server. Beside another DHCP server: set \
              its next-server (option 66, siaddr) to this server's address, or set \
              `[boot] uefi_loader` to \"ipxe\" (Secure Boot off) or \"unified\" (own key).",
@@ -401,8 +401,11 @@ fn after_files(boot: Boot<'_>) -> Diagnosis {
         ),
         (false, _) if last.ends_with(".efi") => Diagnosis::new(
             "loader-refused",
-            format!("{last} was fetched whole and nothing after it: the firmware did not start it"),
-            "Most likely Secure Boot refused it, for it is not signed: provide shimx64.efi and \
+            format!(
+                "{last} was fetched whole and nothing after it: the firmware did not start it, most \
+                 likely because of Secure Boot"
+            ),
+            "It is not signed by anyone whom the firmware trusts: provide shimx64.efi and \
              grubx64.efi (packages shim-signed, grub-efi-amd64-signed) in the boot folder, sign your \
              own, or switch Secure Boot off. The next boot is offered the next loader there is.",
         ),
