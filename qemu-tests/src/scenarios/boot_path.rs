@@ -67,8 +67,8 @@ enum Image {
 enum End {
     /// With a beacon.
     Beacon,
-    /// Without; the diagnosis has these words.
-    Diagnosis(&'static [&'static str]),
+    /// Without; the diagnosis has this code (`docs/diagnoses.md`).
+    Diagnosis(&'static str),
 }
 
 /// One line of the table.
@@ -121,7 +121,7 @@ fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
                 .wait_for_beacon(&world.machine, &mut guest)
                 .with_context(|| world.what_was_asked())?;
         }
-        End::Diagnosis(words) => wait_for_diagnosis(&world, &mut guest, words)?,
+        End::Diagnosis(code) => wait_for_diagnosis(&world, &mut guest, code)?,
     }
     guest.cut_power();
 
@@ -143,28 +143,30 @@ fn wait_for_refusal(guest: &mut Guest) -> anyhow::Result<()> {
 }
 
 /// Waits until the server says why the machine does not come; meanwhile it must not come.
-fn wait_for_diagnosis(world: &World<'_>, guest: &mut Guest, words: &[&str]) -> anyhow::Result<()> {
+fn wait_for_diagnosis(world: &World<'_>, guest: &mut Guest, code: &str) -> anyhow::Result<()> {
     let deadline = Deadline::seconds(DIAGNOSIS_SECONDS);
-    let mut said = String::new();
-    while !words.iter().all(|word| said.contains(word)) {
+    let mut diagnosis = serde_json::Value::Null;
+    while diagnosis["code"] != code {
         ensure!(
             deadline.remaining().is_some(),
-            "within {deadline} the diagnosis did not say {words:?}; it said {said:?}; {}",
+            "within {deadline} the diagnosis was not {code:?} but {diagnosis}; {}",
             world.what_was_asked()
         );
         ensure!(guest.is_on(), "the machine went off by itself");
         std::thread::sleep(TICK);
-        let mac = world.machine.mac();
         if world.traffic().first(api::BEACON).is_some() {
             bail!("the machine beaconed, which its firmware makes impossible; has it learned?");
         }
         // Before its first packet the server does not know the machine.
-        let timeline = world.site.server.timeline(&mac).unwrap_or_default();
-        if let Some(diagnosis) = timeline["diagnosis"]["sentence"].as_str() {
-            said = diagnosis.to_owned();
-        }
+        let timeline = world.site.server.timeline(&world.machine.mac());
+        diagnosis = timeline.unwrap_or_default()["diagnosis"].take();
     }
-    world.stage.say(&format!("diagnosis: {said}"));
+    let word = |field| diagnosis[field].as_str().unwrap_or_default();
+    world.stage.say(&format!(
+        "diagnosis: {}. {}",
+        word("sentence"),
+        word("advice")
+    ));
     Ok(())
 }
 

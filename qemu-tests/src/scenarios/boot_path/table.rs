@@ -38,13 +38,13 @@ pub(crate) const PATHS: [BootPath; 17] = [
     BootPath {
         name: "boot-bios-server",
         about: "BIOS, iPXE in ROM, our addresses, to the beacon",
-        long: false,
         asks_for: &["/boot/ipxe?", "vmlinuz", "initramfs"],
         ..USUAL
     },
     BootPath {
         name: "boot-bios-proxy",
         about: "BIOS, iPXE in ROM, dnsmasq's addresses, to the beacon",
+        long: false,
         addresses: Dnsmasq,
         asks_for: &["/boot/ipxe?", "vmlinuz", "initramfs"],
         ..USUAL
@@ -74,6 +74,7 @@ pub(crate) const PATHS: [BootPath; 17] = [
     BootPath {
         name: "boot-uefi-proxy",
         about: "UEFI PXE, dnsmasq's addresses, by iPXE to the beacon",
+        long: false,
         firmware: UEFI,
         addresses: Dnsmasq,
         asks_for: &["snponly.efi", "/boot/ipxe?", "vmlinuz", "initramfs"],
@@ -82,6 +83,7 @@ pub(crate) const PATHS: [BootPath; 17] = [
     BootPath {
         name: "boot-secure-server",
         about: "Secure Boot, our addresses, by shim and GRUB to the beacon",
+        long: false,
         firmware: SECURE,
         asks_for: SHIM_AND_GRUB,
         ..USUAL
@@ -94,7 +96,7 @@ pub(crate) const PATHS: [BootPath; 17] = [
         refusals: 1,
         asks_for: &["snponly.efi", "shimx64.efi", "grubx64.efi"],
         recorded: &["snponly.efi", "shimx64.efi", "grubx64.efi"],
-        end: End::Diagnosis(&["GRUB"]),
+        end: End::Diagnosis("grub-without-configuration"),
         ..USUAL
     },
     BootPath {
@@ -116,6 +118,7 @@ pub(crate) const PATHS: [BootPath; 17] = [
     BootPath {
         name: "boot-http-server",
         about: "UEFI HTTP Boot, our addresses, unified image to the beacon",
+        long: false,
         firmware: HTTP,
         asks_for: &["netboot-x64.efi"],
         ..USUAL
@@ -142,7 +145,7 @@ pub(crate) const PATHS: [BootPath; 17] = [
         firmware: OWN_KEY,
         asks_for: &["netboot-x64.efi"],
         recorded: &["netboot-x64.efi"],
-        end: End::Diagnosis(&["Secure Boot"]),
+        end: End::Diagnosis("loader-refused"),
         ..USUAL
     },
     BootPath {
@@ -163,7 +166,7 @@ pub(crate) const PATHS: [BootPath; 17] = [
     },
     BootPath {
         name: "boot-arm-proxy",
-        about: "64-bit Arm UEFI PXE, dnsmasq's addresses, to the beacon",
+        about: "64-bit Arm UEFI PXE, dnsmasq names us as next server, to the beacon",
         firmware: ARM64,
         addresses: DnsmasqNamingUs,
         asks_for: &["vmlinuz", "initramfs"],
