@@ -14,7 +14,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::{MacAddress, Options, code};
+use super::{
+    MacAddress, Options, code,
+    options::{Areas, Layout},
+};
 
 /// `op` of what clients send.
 pub const BOOTREQUEST: u8 = 1;
@@ -30,6 +33,8 @@ const COOKIE: [u8; 4] = [0x63, 0x82, 0x53, 0x63];
 const SNAME: std::ops::Range<usize> = 44..108;
 const FILE: std::ops::Range<usize> = 108..236;
 const BROADCAST_FLAG: u16 = 0x8000;
+/// Bytes of the headers of IPv4 without options and of UDP.
+const IP_AND_UDP: usize = 28;
 
 /// The smallest message sent. BOOTP relays and old firmware drop shorter ones (RFC 1542 §2.1).
 const MINIMUM_LENGTH: usize = 300;
@@ -185,6 +190,55 @@ impl Message {
     /// The bytes to send, padded to 300 after End.
     #[must_use]
     pub fn emit(&self) -> Vec<u8> {
+        let ample = Layout {
+            options: usize::MAX,
+            file: 0,
+            server_name: 0,
+        };
+        let (areas, _) = self.options.place_some(&[], ample);
+        self.write(areas)
+    }
+
+    /// The bytes of an answer to `request`: options in the order the client asked for them (option 55)
+    /// and no longer than what it takes (option 57). When the options field is too small for that, they
+    /// go on in `sname` and then in `file`, whose name the option 67 has as well (overload, RFC 2131
+    /// §4.1); what has no room even there is left out.
+    #[must_use]
+    pub fn emit_for(&self, request: &Self) -> Vec<u8> {
+        let asked = request.options.get(code::PARAMETER_LIST).unwrap_or(&[]);
+        let room = request.largest_reply() - HEADER - COOKIE.len();
+        let layout = |file, server_name| Layout {
+            options: room,
+            file,
+            server_name,
+        };
+        // Firmware reads the file's name in the header: that field is the last to be given up.
+        let spare_file = if self.file.is_empty() || self.options.get(code::BOOT_FILE).is_some() {
+            FILE.len()
+        } else {
+            0
+        };
+        let smaller = [layout(0, 0), layout(0, SNAME.len())];
+        let fitting = smaller
+            .into_iter()
+            .find_map(|layout| self.options.place(asked, layout));
+        let areas = fitting.unwrap_or_else(|| {
+            let layout = layout(spare_file, SNAME.len());
+            self.options.place_some(asked, layout).0
+        });
+        self.write(areas)
+    }
+
+    /// The longest message, in bytes of UDP payload, that this client takes: its option 57, at least the
+    /// 576 bytes that every client has to (RFC 2131 §2), at most what Ethernet carries. Some count the
+    /// headers of IP and UDP in it and some do not, so they are taken off.
+    #[must_use]
+    pub fn largest_reply(&self) -> usize {
+        let said = self.options.u16(code::MAX_SIZE).unwrap_or(0);
+        usize::from(said.clamp(576, 1500)) - IP_AND_UDP
+    }
+
+    fn write(&self, areas: Areas) -> Vec<u8> {
         let mut out = Vec::with_capacity(576);
         out.extend([self.op, self.hardware_type, self.hardware_length, self.hops]);
         out.extend(self.transaction.to_be_bytes());
@@ -199,11 +253,16 @@ impl Message {
             out.extend(address.octets());
         }
         out.extend(self.hardware_address);
+        out.extend(areas.server_name);
         out.resize(FILE.start, 0);
-        out.extend(self.file.iter().take(FILE.len() - 1));
+        if areas.file.is_empty() {
+            out.extend(self.file.iter().take(FILE.len() - 1));
+        } else {
+            out.extend(areas.file);
+        }
         out.resize(HEADER, 0);
         out.extend(COOKIE);
-        self.options.emit(&mut out);
+        out.extend(areas.options);
         if out.len() < MINIMUM_LENGTH {
             out.resize(MINIMUM_LENGTH, 0);
         }
@@ -345,7 +404,104 @@ mod tests {
         );
     }
 
+    /// An answer with a boot file and more options than 576 bytes hold, and the request it is for.
+    fn long_answer(padding: usize) -> (Message, Message) {
+        let request = discover();
+        let mut reply = request.reply(MessageType::Offer);
+        reply.file = b"boot/for/me".to_vec();
+        reply
+            .options
+            .set(code::SERVER_ID, [10, 77, 0, 1])
+            .set(code::LEASE_TIME, [0, 0, 14, 16])
+            .set_c_string(code::BOOT_FILE, "boot/for/me")
+            .set(code::CLIENT_ID, vec![7; padding])
+            .set(code::DNS, [10, 77, 0, 2])
+            .set(code::ROUTER, [10, 77, 0, 1])
+            .set(code::RELAY_INFORMATION, vec![1; 40]);
+        (request, reply)
+    }
+
+    #[test]
+    fn options_go_on_in_the_name_fields_when_the_client_takes_no_more() {
+        for (padding, overload, keeps_file) in [
+            (200, None, true),
+            (216, Some(2), true),
+            (250, Some(2), true),
+        ] {
+            let (request, reply) = long_answer(padding);
+            let bytes = reply.emit_for(&request);
+            assert!(bytes.len() <= 548, "{padding}: {}", bytes.len());
+            let read = Message::parse(&bytes).expect("our own bytes");
+            assert_eq!(
+                read.options.get(code::OVERLOAD).map(|value| value[0]),
+                overload
+            );
+            assert_eq!(!read.file.is_empty(), keeps_file);
+            for (code, value) in reply.options.iter() {
+                assert_eq!(
+                    read.options.get(code),
+                    Some(value),
+                    "{padding}: option {code}"
+                );
+            }
+            let end = bytes.len() - 1;
+            assert_eq!(bytes[end], code::END);
+            assert_eq!(bytes[end - 42..end - 40], [code::RELAY_INFORMATION, 40]);
+        }
+    }
+
+    #[test]
+    fn the_file_field_is_given_up_last_and_its_name_is_in_the_option() {
+        let (request, mut reply) = long_answer(255);
+        reply.options.set(code::VENDOR_SPECIFIC, vec![9; 100]);
+        let bytes = reply.emit_for(&request);
+        let read = Message::parse(&bytes).expect("our own bytes");
+        assert_eq!(read.options.get(code::OVERLOAD), Some(&[3][..]));
+        assert_eq!(
+            read.options.text(code::BOOT_FILE).as_deref(),
+            Some("boot/for/me")
+        );
+        assert_eq!(read.options.get(code::VENDOR_SPECIFIC), Some(&[9; 100][..]));
+        let independent = v4::Message::decode(&mut Decoder::new(&bytes));
+        assert!(independent.is_ok(), "{independent:?}");
+    }
+
+    #[test]
+    fn a_client_that_takes_long_messages_gets_one() {
+        let (mut request, reply) = long_answer(255);
+        request.options.set(code::MAX_SIZE, 1472_u16.to_be_bytes());
+        let read = Message::parse(&reply.emit_for(&request)).expect("our own bytes");
+        assert_eq!(read.options.get(code::OVERLOAD), None);
+        // Nonsense is no smaller than what every client takes.
+        request.options.set(code::MAX_SIZE, [0, 1]);
+        assert_eq!(request.largest_reply(), 548);
+    }
+
     proptest! {
+        #[test]
+        fn no_answer_is_longer_than_its_client_takes(
+            said in any::<u16>(),
+            asked in prop::collection::vec(any::<u8>(), 0..12),
+            options in prop::collection::vec((1_u8..255, prop::collection::vec(any::<u8>(), 0..300)), 0..12),
+        ) {
+            let mut request = discover();
+            request.options.set(code::MAX_SIZE, said.to_be_bytes()).set(code::PARAMETER_LIST, asked);
+            let mut reply = request.reply(MessageType::Ack);
+            for (code, value) in options {
+                // Relay information is always echoed whole, however long.
+                if ![code::OVERLOAD, code::RELAY_INFORMATION, code::MESSAGE_TYPE].contains(&code) {
+                    reply.options.set(code, value);
+                }
+            }
+            let bytes = reply.emit_for(&request);
+            prop_assert!(bytes.len() <= request.largest_reply());
+            let read = Message::parse(&bytes).expect("our own bytes");
+            prop_assert_eq!(read.message_type(), Some(MessageType::Ack));
+            for (code, value) in read.options.iter().filter(|(code, _)| *code != code::OVERLOAD) {
+                prop_assert_eq!(reply.options.get(code), Some(value));
+            }
+        }
+
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..800)) {
             let _ = Message::parse(&bytes);

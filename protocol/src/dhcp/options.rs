@@ -177,26 +177,146 @@ impl Options {
         self.truncated
     }
 
-    /// Appends the options and End to `out`: message type and server identifier first, because
-    /// some firmware looks no further; relay information last, as RFC 3046 §2.2 asks. A value over
-    /// 255 bytes is split (RFC 3396 §5).
-    pub(super) fn emit(&self, out: &mut Vec<u8>) {
-        for first in [code::MESSAGE_TYPE, code::SERVER_ID] {
-            if let Some(value) = self.get(first) {
-                emit_option(out, first, value);
+    /// The options in the order they are sent: message type and server identifier first, because some
+    /// firmware looks no further, then the lease time; what the client asked for, in its order (RFC 2132
+    /// §9.8); the others; relay information last, as RFC 3046 §2.2 asks.
+    fn ordered<'a>(&'a self, asked: &[u8]) -> Vec<(u8, &'a [u8])> {
+        let rank = |code: u8| {
+            let place = FIRST.iter().chain(asked).position(|&other| other == code);
+            match place {
+                _ if code == code::RELAY_INFORMATION => (2, 0),
+                Some(place) => (0, place),
+                None => (1, 0),
             }
-        }
-        for (code, value) in self.iter() {
-            let placed = [code::MESSAGE_TYPE, code::SERVER_ID, code::RELAY_INFORMATION];
-            if !placed.contains(&code) {
-                emit_option(out, code, value);
-            }
-        }
-        if let Some(value) = self.get(code::RELAY_INFORMATION) {
-            emit_option(out, code::RELAY_INFORMATION, value);
-        }
-        out.push(code::END);
+        };
+        let mut entries: Vec<_> = self.iter().collect();
+        // Stable: the others stay in the order they were set in.
+        entries.sort_by_key(|(code, _)| rank(*code));
+        entries
     }
+
+    /// The contents of the areas of `layout`, End included. `None` when the options need more room.
+    pub(super) fn place(&self, asked: &[u8], layout: Layout) -> Option<Areas> {
+        let (areas, left_out) = self.place_some(asked, layout);
+        (left_out == 0).then_some(areas)
+    }
+
+    /// The same; what has no room is left out, from the end of the order, and counted.
+    pub(super) fn place_some(&self, asked: &[u8], layout: Layout) -> (Areas, usize) {
+        let mut entries = self.ordered(asked);
+        // Its place is the end of the options field, whatever comes before.
+        let relay = entries.pop_if(|(code, _)| *code == code::RELAY_INFORMATION);
+        let mut end = Vec::new();
+        if let Some((code, value)) = relay {
+            emit_option(&mut end, code, value);
+        }
+        end.push(code::END);
+        let overload = layout.overload();
+        let mut areas = [
+            Area::new(layout.options.saturating_sub(end.len())),
+            Area::new(layout.file.saturating_sub(1)),
+            Area::new(layout.server_name.saturating_sub(1)),
+        ];
+        let mut left_out = 0;
+        for (index, (code, value)) in entries.into_iter().enumerate() {
+            if index == 1 && overload != 0 {
+                // Early: a reader has to know before it ends.
+                areas[0].bytes.extend([code::OVERLOAD, 1, overload]);
+            }
+            left_out += usize::from(!put(&mut areas, code, value));
+        }
+        let [mut options, mut file, mut server_name] = areas.map(|area| area.bytes);
+        options.extend(end);
+        for field in [&mut file, &mut server_name] {
+            if !field.is_empty() {
+                field.push(code::END);
+            }
+        }
+        let areas = Areas {
+            options,
+            file,
+            server_name,
+        };
+        (areas, left_out)
+    }
+}
+
+/// Sent before everything else.
+const FIRST: [u8; 3] = [code::MESSAGE_TYPE, code::SERVER_ID, code::LEASE_TIME];
+
+/// How much room options have, in bytes, in each area of a message; 0 in a header field that keeps its
+/// own meaning.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    /// The options field.
+    pub(super) options: usize,
+    /// `file`.
+    pub(super) file: usize,
+    /// `sname`.
+    pub(super) server_name: usize,
+}
+
+impl Layout {
+    /// The value of option 52 (RFC 2132 §9.3), 0 when it is not sent.
+    fn overload(self) -> u8 {
+        u8::from(self.file > 0) | u8::from(self.server_name > 0) << 1
+    }
+}
+
+/// What is in each area of a message.
+pub(super) struct Areas {
+    /// The options field.
+    pub(super) options: Vec<u8>,
+    /// `file`; empty when there are no options in it.
+    pub(super) file: Vec<u8>,
+    /// `sname`; empty when there are no options in it.
+    pub(super) server_name: Vec<u8>,
+}
+
+struct Area {
+    bytes: Vec<u8>,
+    room: usize,
+}
+
+impl Area {
+    fn new(room: usize) -> Self {
+        let bytes = Vec::with_capacity(room.min(576));
+        Self { bytes, room }
+    }
+
+    fn takes(&self, length: usize) -> bool {
+        self.bytes.len() + length <= self.room
+    }
+}
+
+/// Writes an option, in parts of at most 255 bytes, into the areas in the order in which they are read:
+/// no part goes before an earlier one. All of it or nothing.
+fn put(areas: &mut [Area; 3], code: u8, value: &[u8]) -> bool {
+    let before = areas.each_ref().map(|area| area.bytes.len());
+    let mut at = 0;
+    let parts: Vec<&[u8]> = if value.is_empty() {
+        vec![&[]]
+    } else {
+        // Smaller ones fit header fields too, but readers that join parts (RFC 3396) are few: only what
+        // has to be split is.
+        value.chunks(255).collect()
+    };
+    for part in parts {
+        while at < areas.len() && !areas[at].takes(2 + part.len()) {
+            at += 1;
+        }
+        let Some(area) = areas.get_mut(at) else {
+            for (area, length) in areas.iter_mut().zip(before) {
+                area.bytes.truncate(length);
+            }
+            return false;
+        };
+        // chunks(255) never yields more than 255 bytes.
+        let length = u8::try_from(part.len()).unwrap_or(u8::MAX);
+        area.bytes.extend([code, length]);
+        area.bytes.extend_from_slice(part);
+    }
+    true
 }
 
 fn emit_option(out: &mut Vec<u8>, code: u8, value: &[u8]) {
@@ -218,6 +338,63 @@ mod tests {
         let mut options = Options::new();
         options.walk(area);
         options
+    }
+
+    const AMPLE: Layout = Layout {
+        options: usize::MAX,
+        file: 0,
+        server_name: 0,
+    };
+
+    fn emitted(options: &Options, asked: &[u8]) -> Vec<u8> {
+        options.place(asked, AMPLE).expect("room").options
+    }
+
+    #[test]
+    fn what_the_client_asked_for_comes_in_its_order() {
+        let mut options = Options::new();
+        options
+            .set(1, [])
+            .set(3, [])
+            .set(6, [])
+            .set(51, [])
+            .set(54, [])
+            .set(53, [2]);
+        let codes = |asked: &[u8]| {
+            let mut rest = &emitted(&options, asked)[..];
+            let mut codes = Vec::new();
+            while let [code, length, after @ ..] = rest {
+                codes.push(*code);
+                rest = &after[usize::from(*length)..];
+            }
+            codes
+        };
+        assert_eq!(codes(&[6, 1, 53]), [53, 54, 51, 6, 1, 3]);
+        assert_eq!(codes(&[]), [53, 54, 51, 1, 3, 6]);
+    }
+
+    #[test]
+    fn what_has_no_room_is_left_out_from_the_end_and_relay_information_never() {
+        let mut options = Options::new();
+        options
+            .set(82, [1, 1, 7])
+            .set(53, [2])
+            .set(54, [10, 0, 0, 1])
+            .set(60, [0; 40])
+            .set(1, [255, 0, 0, 0]);
+        let layout = Layout {
+            options: 30,
+            ..AMPLE
+        };
+        assert!(options.place(&[], layout).is_none());
+        let (areas, left_out) = options.place_some(&[], layout);
+        assert_eq!(left_out, 1);
+        assert_eq!(
+            areas.options,
+            [
+                53, 1, 2, 54, 4, 10, 0, 0, 1, 1, 4, 255, 0, 0, 0, 82, 3, 1, 1, 7, 255
+            ]
+        );
     }
 
     #[test]
@@ -244,8 +421,7 @@ mod tests {
             .set(51, [0, 0, 0, 9])
             .set(54, [10, 0, 0, 1])
             .set(53, [2]);
-        let mut out = Vec::new();
-        options.emit(&mut out);
+        let out = emitted(&options, &[]);
         assert_eq!(
             out,
             [
@@ -259,8 +435,7 @@ mod tests {
         let value: Vec<u8> = (0..=255).cycle().take(600).collect();
         let mut options = Options::new();
         options.set(43, value.clone());
-        let mut out = Vec::new();
-        options.emit(&mut out);
+        let out = emitted(&options, &[]);
         assert_eq!(walked(&out).get(43), Some(&value[..]));
     }
 }
