@@ -11,7 +11,6 @@ mod error;
 mod file;
 
 use std::{
-    collections::HashMap,
     fs,
     net::Ipv4Addr,
     ops::RangeInclusive,
@@ -19,9 +18,11 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use protocol::dhcp::MacAddress;
 
-use crate::{boot_policy::BootPolicy, dhcp::proxy::WayPolicy};
+use crate::{
+    boot_policy::BootPolicy,
+    dhcp::{proxy::WayPolicy, reservations::Reservation},
+};
 pub(crate) use error::ConfigError;
 
 /// Where state is kept when nobody says otherwise; made when it is not there.
@@ -52,7 +53,7 @@ pub(crate) struct Config {
     /// Where machines are.
     pub(crate) subnets: Vec<SubnetConfig>,
     /// Addresses kept for machines.
-    pub(crate) reservations: HashMap<MacAddress, Vec<Ipv4Addr>>,
+    pub(crate) reservations: Vec<Reservation>,
     /// What machines boot.
     pub(crate) boot: BootPolicy,
 }

@@ -3,16 +3,16 @@
 //!
 //! Not here: sending them (`sockets`).
 
-use std::net::{Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use protocol::dhcp::MacAddress;
 use smoltcp::{
     phy::ChecksumCapabilities,
     time::Duration,
     wire::{
-        EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv6Packet, Icmpv6Repr,
-        IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, NdiscRepr, NdiscRouterFlags,
-        UdpPacket, UdpRepr,
+        ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+        EthernetRepr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet,
+        Ipv6Repr, NdiscRepr, NdiscRouterFlags, UdpPacket, UdpRepr,
     },
 };
 
@@ -79,6 +79,44 @@ pub(crate) fn udp_payload(frame: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &
     // The UDP header is eight bytes (RFC 768).
     let payload = frame.get(start + 8..start + usize::from(udp.len()))?;
     Some((from, to, payload))
+}
+
+/// The question who has an address, as one asks who does not have it either: from address 0.0.0.0, so
+/// that nobody's table is changed (RFC 5227 §2.1.1).
+pub(crate) fn address_probe(from_mac: MacAddress, address: Ipv4Addr) -> Vec<u8> {
+    let question = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: EthernetAddress(from_mac.bytes()),
+        source_protocol_addr: Ipv4Addr::UNSPECIFIED,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: address,
+    };
+    let to = MacAddress::new([0xff; 6]);
+    let len = question.buffer_len();
+    frame(from_mac, to, EthernetProtocol::Arp, len, |bytes| {
+        question.emit(&mut ArpPacket::new_unchecked(bytes));
+    })
+}
+
+/// Who says in this frame that it has which address: the sender of any ARP packet does. `None` for a
+/// probe, and for anything that is no ARP.
+pub(crate) fn address_holder(frame: &[u8]) -> Option<(Ipv4Addr, MacAddress)> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    if ethernet.ethertype() != EthernetProtocol::Arp {
+        return None;
+    }
+    let arp = ArpPacket::new_checked(ethernet.payload()).ok()?;
+    let Ok(ArpRepr::EthernetIpv4 {
+        source_hardware_addr,
+        source_protocol_addr,
+        ..
+    }) = ArpRepr::parse(&arp)
+    else {
+        return None;
+    };
+    let holder = MacAddress::new(source_hardware_addr.0);
+    (!source_protocol_addr.is_unspecified() && holder.is_unicast())
+        .then_some((source_protocol_addr, holder))
 }
 
 /// The smallest router advertisement (RFC 4861 §4.2): lifetime 0, "I am no default router", and
@@ -211,6 +249,23 @@ mod tests {
             bytes[at..end].copy_from_slice(&noise[..end - at]);
             let _ = udp_payload(&bytes);
             let _ = udp_payload(&noise);
+        }
+    }
+
+    #[test]
+    fn a_probe_names_no_holder_and_its_answer_does() {
+        let address = Ipv4Addr::new(10, 77, 0, 9);
+        let probe = address_probe(SERVER, address);
+        assert_eq!(probe.len(), 42);
+        assert_eq!(probe[..6], [0xff; 6]);
+        assert_eq!(address_holder(&probe), None);
+        let mut answer = probe.clone();
+        answer[21] = 2;
+        answer[22..28].copy_from_slice(&CLIENT.bytes());
+        answer[28..32].copy_from_slice(&address.octets());
+        assert_eq!(address_holder(&answer), Some((address, CLIENT)));
+        for len in 0..answer.len() {
+            assert_eq!(address_holder(&answer[..len]), None);
         }
     }
 

@@ -199,6 +199,10 @@ pub(crate) fn interface(name: &str) -> Result<Interface, OpenError> {
 pub(crate) struct DhcpSocket {
     socket: Async<UdpSocket>,
     frames: Option<FrameSocket>,
+    /// Hears who has which address.
+    arp: Option<shared::ArpListener>,
+    /// The networks of the link.
+    pub(crate) networks: Vec<Ipv4Net>,
     /// Our address on the link.
     pub(crate) address: Ipv4Addr,
 }
@@ -229,9 +233,21 @@ impl DhcpSocket {
             })?;
         let at = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
         let frames = FrameSocket::open(interface)?;
+        let arp = frames.as_ref().and_then(|frames| {
+            let listener = shared::ArpListener::open(frames.link);
+            let name = &interface.name;
+            let say = |error: &OpenError| {
+                log::warn!(
+                    "addresses in use on {name} are not noticed before they are given: {error}"
+                );
+            };
+            listener.inspect_err(say).ok()
+        });
         Ok(Self {
             socket: bind_udp(socket, at)?,
             frames,
+            arp,
+            networks: interface.addresses.clone(),
             address,
         })
     }
@@ -242,6 +258,8 @@ impl DhcpSocket {
         Ok(Self {
             socket,
             frames: None,
+            arp: None,
+            networks: Vec::new(),
             address,
         })
     }
@@ -276,6 +294,24 @@ impl DhcpSocket {
             }
         };
         self.socket.send_to(&reply.bytes, to).await.map(drop)
+    }
+
+    /// Asks the link who has an address.
+    pub(crate) fn ask_who_has(&self, address: Ipv4Addr) -> io::Result<()> {
+        match (&self.frames, &self.arp) {
+            (Some(frames), Some(_)) => frames.send(&frames::address_probe(frames.mac, address)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for a machine other than this one to say that it has an address; for ever where that cannot
+    /// be heard. `None` when something else was said.
+    pub(crate) async fn hear_holder(&self) -> io::Result<Option<(Ipv4Addr, MacAddress)>> {
+        let (Some(arp), Some(frames)) = (&self.arp, &self.frames) else {
+            return std::future::pending().await;
+        };
+        let holder = arp.hear_holder().await?;
+        Ok(holder.filter(|(_, mac)| *mac != frames.mac))
     }
 
     /// Tells one machine on the link that there is no IPv6 router, which ends iPXE's wait for one.

@@ -3,7 +3,6 @@
 //! Not here: what holds without a file (`config`).
 
 use std::{
-    collections::HashMap,
     fmt,
     net::Ipv4Addr,
     ops::RangeInclusive,
@@ -11,7 +10,6 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use protocol::dhcp::MacAddress;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -22,6 +20,8 @@ use super::{
 };
 use crate::boot_policy::{BootPolicy, UnknownMachines};
 use crate::dhcp::boot_table::{BiosLoader, LoaderChoice, UefiLoader};
+
+use crate::dhcp::reservations::{Reservation, Who};
 
 /// Where Debian's package `ipxe` puts its loaders.
 const DEFAULT_LOADERS: &str = "/usr/lib/ipxe";
@@ -96,11 +96,11 @@ struct RawSubnet {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawReservation {
-    mac: Spanned<String>,
+    mac: Option<Spanned<String>>,
+    uuid: Option<Spanned<String>>,
+    client_id: Option<Spanned<String>>,
     address: Spanned<String>,
-    /// For the reader of the file.
-    #[serde(default, rename = "name")]
-    _name: Option<String>,
+    name: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -127,10 +127,10 @@ impl Config {
         let check = Check { text, path };
         let subnets = subnets(&check, &raw.subnet)?;
         let dhcp = dhcp(&check, &raw.dhcp, &raw.proxy_client, overrides.mode)?;
-        let mut reservations: HashMap<MacAddress, Vec<Ipv4Addr>> = HashMap::new();
+        let mut reservations = Vec::new();
         for reservation in &raw.reservation {
-            let (mac, address) = check.reservation(reservation, &subnets, &reservations)?;
-            reservations.entry(mac).or_default().push(address);
+            let reservation = check.reservation(reservation, &subnets, &reservations)?;
+            reservations.push(reservation);
         }
         let tftp_block_size = check.number(
             raw.tftp.block_size.as_ref(),
@@ -252,13 +252,9 @@ impl Check<'_> {
         &self,
         raw: &RawReservation,
         subnets: &[SubnetConfig],
-        others: &HashMap<MacAddress, Vec<Ipv4Addr>>,
-    ) -> Result<(MacAddress, Ipv4Addr), ConfigError> {
-        let text = raw.mac.get_ref();
-        let expected = "six hexadecimal pairs such as 52:54:00:12:34:56";
-        let mac: MacAddress = text
-            .parse()
-            .map_err(|_| self.error(&raw.mac, "reservation.mac", text, expected))?;
+        others: &[Reservation],
+    ) -> Result<Reservation, ConfigError> {
+        let who = self.who(raw)?;
         let address = self.address(&raw.address, "reservation.address")?;
         if !subnets
             .iter()
@@ -271,7 +267,7 @@ impl Check<'_> {
                 "an address of one of the [[subnet]]s",
             ));
         }
-        if others.values().flatten().any(|other| *other == address) {
+        if others.iter().any(|other| other.address == address) {
             return Err(self.error(
                 &raw.address,
                 "reservation.address",
@@ -279,8 +275,63 @@ impl Check<'_> {
                 "an address that is reserved once only",
             ));
         }
-        Ok((mac, address))
+        let name = match &raw.name {
+            None => None,
+            Some(name) if is_host_name(name.get_ref()) => Some(name.get_ref().clone()),
+            Some(name) => {
+                let expected = "a host name: letters, digits, hyphens and dots, at most 253";
+                return Err(self.error(name, "reservation.name", name.get_ref(), expected));
+            }
+        };
+        Ok(Reservation { who, address, name })
     }
+
+    fn who(&self, raw: &RawReservation) -> Result<Who, ConfigError> {
+        match (&raw.mac, &raw.uuid, &raw.client_id) {
+            (Some(mac), None, None) => {
+                let expected = "six hexadecimal pairs such as 52:54:00:12:34:56";
+                let text = mac.get_ref();
+                let error = |_| self.error(mac, "reservation.mac", text, expected);
+                text.parse().map(Who::Mac).map_err(error)
+            }
+            (None, Some(uuid), None) => {
+                let expected = "a UUID such as 6f2d6d1c-90a4-4b6f-8d0c-1f8e9a7b5c3d";
+                let text = uuid.get_ref();
+                let error = |_| self.error(uuid, "reservation.uuid", text, expected);
+                let uuid = uuid::Uuid::parse_str(text).map_err(error)?;
+                Ok(Who::Uuid(uuid.into_bytes()))
+            }
+            (None, None, Some(id)) => {
+                let expected =
+                    "hexadecimal pairs with the type first, such as 01:52:54:00:12:34:56";
+                let text = id.get_ref();
+                client_id(text)
+                    .map(Who::ClientId)
+                    .ok_or_else(|| self.error(id, "reservation.client_id", text, expected))
+            }
+            _ => Err(self.error(
+                &raw.address,
+                "reservation.address",
+                raw.address.get_ref(),
+                "exactly one of mac, uuid and client_id beside the address",
+            )),
+        }
+    }
+}
+
+/// The bytes of option 61 (RFC 2132 §9.14: a type and at least one more).
+fn client_id(text: &str) -> Option<Vec<u8>> {
+    let pair = |pair: &str| {
+        let plain = pair.len() == 2 && pair.bytes().all(|digit| digit.is_ascii_hexdigit());
+        plain.then(|| u8::from_str_radix(pair, 16).ok()).flatten()
+    };
+    let bytes: Vec<u8> = text.split(':').map(pair).collect::<Option<_>>()?;
+    (2..=255).contains(&bytes.len()).then_some(bytes)
+}
+
+fn is_host_name(text: &str) -> bool {
+    let allowed = |letter: u8| letter.is_ascii_alphanumeric() || letter == b'-' || letter == b'.';
+    (1..=253).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 fn listen(

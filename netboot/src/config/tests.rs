@@ -4,6 +4,8 @@ use super::*;
 use crate::boot_policy::UnknownMachines;
 use crate::dhcp::boot_table::{BiosLoader, LoaderChoice, UefiLoader};
 use crate::dhcp::proxy::{Way, WayChoice, WayRule};
+use crate::dhcp::reservations::Who;
+use protocol::dhcp::MacAddress;
 
 const WHOLE: &str = r#"
 data_dir = "/var/lib/netboot"
@@ -58,7 +60,34 @@ fn a_whole_configuration_is_read() {
     assert_eq!(config.boot.unknown, UnknownMachines::LocalDisk);
     assert_eq!(config.subnets[0].pool.clone().count(), 101);
     let mac = MacAddress::new([0x52, 0x54, 0, 0, 0, 1]);
-    assert_eq!(config.reservations[&mac], [Ipv4Addr::new(10, 77, 0, 7)]);
+    assert_eq!(config.reservations[0].who, Who::Mac(mac));
+    assert_eq!(config.reservations[0].address, Ipv4Addr::new(10, 77, 0, 7));
+}
+
+#[test]
+fn a_reservation_is_for_a_card_a_uuid_or_a_client_identifier() {
+    let with = |keys: &str| {
+        format!("{WHOLE}\n[[reservation]]\naddress = \"10.77.0.8\"\nname = \"desk-8\"\n{keys}")
+    };
+    let who = |keys: &str| {
+        let config = parse(&with(keys)).expect("right");
+        let last = config.reservations.last().expect("one more").clone();
+        assert_eq!(last.name.as_deref(), Some("desk-8"));
+        last.who
+    };
+    assert_eq!(
+        who("uuid = \"01020304-0506-0708-090a-0b0c0d0e0f10\""),
+        Who::Uuid([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16])
+    );
+    assert_eq!(who("client_id = \"01:ff\""), Who::ClientId(vec![1, 0xff]));
+    for keys in [
+        "client_id = \"1ff\"",
+        "uuid = \"12\"",
+        "",
+        "mac = \"52:54:00:00:00:09\"\nuuid = \"12\"",
+    ] {
+        assert!(complaint(&with(keys)).contains("reservation."), "{keys}");
+    }
 }
 
 #[test]
@@ -184,7 +213,7 @@ fn the_example_is_right_and_says_the_defaults() {
     let stripped = Config {
         advertised_port: None,
         subnets: Vec::new(),
-        reservations: HashMap::new(),
+        reservations: Vec::new(),
         ..example
     };
     assert_eq!(stripped, bare);

@@ -58,6 +58,8 @@ pub(crate) struct Reaction {
     pub(crate) changed: Vec<Lease>,
     /// For the flight recorder, in order.
     pub(crate) notes: Vec<Note>,
+    /// An address to ask about on the link at once: does anybody have it?
+    pub(crate) ask: Option<Ipv4Addr>,
 }
 
 /// Something about a machine that a person wants to know.
@@ -118,7 +120,7 @@ impl Exchange<'_> {
             }
         };
         reaction.reply = Some(Reply {
-            bytes: reply.emit(),
+            bytes: reply.emit_for(request),
             destination,
             from: self.server_id,
             ipxe: BootClient::of(request)

@@ -135,6 +135,33 @@ impl LeaseTable {
         self.by_address.get(address).map(|(_, lease)| lease)
     }
 
+    /// The lease of an address, ended or not.
+    pub(crate) fn at(&self, address: Ipv4Addr) -> Option<&Lease> {
+        self.by_address.get(&address).map(|(_, lease)| lease)
+    }
+
+    /// Some of the addresses that clients never seen will be given next, without taking them.
+    pub(crate) fn upcoming(&self, subnet: usize, count: usize, now: UnixSeconds) -> Vec<Ipv4Addr> {
+        let Some(pool) = self.pools.get(subnet) else {
+            return Vec::new();
+        };
+        let unused = pool.unused.iter().rev().cloned().flatten();
+        let ended = pool.by_end.iter().take_while(|(end, _)| *end <= now);
+        let fresh = |address: &Ipv4Addr| {
+            !self.set_aside.contains(address) && !self.by_address.contains_key(address)
+        };
+        let never = pool
+            .left
+            .iter()
+            .copied()
+            .chain(unused.map(Ipv4Addr::from))
+            .filter(fresh);
+        never
+            .chain(ended.map(|(_, address)| *address))
+            .take(count)
+            .collect()
+    }
+
     /// Whether the client may have exactly this address now.
     pub(crate) fn may_have(
         &self,

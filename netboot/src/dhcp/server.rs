@@ -6,11 +6,7 @@
 //!
 //! Not here: sockets (`crate::sockets`), the order "save, then send" (`crate::serve`), proxyDHCP.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::Ipv4Addr,
-    ops::RangeInclusive,
-};
+use std::{collections::HashSet, net::Ipv4Addr, ops::RangeInclusive};
 
 use ipnet::Ipv4Net;
 use protocol::dhcp::{
@@ -20,8 +16,10 @@ use protocol::dhcp::{
 use super::{
     boot_answer::{Source, add_boot_file},
     boot_table::{FirstFiles, Role},
+    conflict::Asked,
     exchange::{Arrival, Exchange, Note, Reaction},
     lease::{Lease, LeaseState, LeaseTable, UnixSeconds},
+    reservations::{Reservation, Reservations},
 };
 use crate::flight_recorder::{Asker, Fact};
 
@@ -30,6 +28,9 @@ use crate::flight_recorder::{Asker, Fact};
 const OFFER_SECONDS: u32 = 30;
 /// How long a declined address is given to nobody.
 const QUARANTINE_SECONDS: u32 = 3600;
+/// Addresses of a subnet that are asked about before anybody comes: a rack switched on together. What
+/// is offered beyond them is asked about with its offer.
+const RESERVE: usize = 32;
 /// More relays than RFC 1542 §4.1.1 allows on one way are a loop.
 const MAX_HOPS: u8 = 16;
 
@@ -56,7 +57,7 @@ pub(crate) struct Settings {
     /// The subnets; they do not overlap.
     pub(crate) subnets: Vec<Subnet>,
     /// Addresses kept for machines.
-    pub(crate) reservations: HashMap<MacAddress, Vec<Ipv4Addr>>,
+    pub(crate) reservations: Vec<Reservation>,
     /// How long a lease lasts.
     pub(crate) lease_seconds: u32,
 }
@@ -65,7 +66,9 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct DhcpServer {
     settings: Settings,
+    reservations: Reservations,
     leases: LeaseTable,
+    asked: Asked,
 }
 
 impl DhcpServer {
@@ -73,8 +76,8 @@ impl DhcpServer {
     pub(crate) fn new(settings: Settings, mut saved: Vec<Lease>) -> Self {
         // The last one of a client in a subnet is the one it keeps: what it holds, not what it left.
         saved.sort_by_key(|lease| (lease.state == LeaseState::Bound, lease.until));
-        let mut set_aside: HashSet<Ipv4Addr> =
-            settings.reservations.values().flatten().copied().collect();
+        let mut reservations = Reservations::new(settings.reservations.clone());
+        let mut set_aside: HashSet<Ipv4Addr> = reservations.addresses().collect();
         for subnet in &settings.subnets {
             set_aside.insert(subnet.server);
             set_aside.extend(subnet.router);
@@ -84,10 +87,76 @@ impl DhcpServer {
         let mut leases = LeaseTable::new(pools, set_aside);
         for lease in saved {
             if let Some(subnet) = subnet_of(&settings.subnets, lease.address) {
+                if lease.state == LeaseState::Bound {
+                    reservations.granted(lease.mac, lease.address);
+                }
                 leases.restore(subnet, lease);
             }
         }
-        Self { settings, leases }
+        Self {
+            settings,
+            reservations,
+            leases,
+            asked: Asked::default(),
+        }
+    }
+
+    /// Addresses to ask about on a link with these networks, ahead of the clients that will be offered
+    /// them.
+    pub(crate) fn ask_ahead(&mut self, link: &[Ipv4Net], now: UnixSeconds) -> Vec<Ipv4Addr> {
+        let mut questions = Vec::new();
+        for (index, subnet) in self.settings.subnets.iter().enumerate() {
+            if link.iter().any(|own| own.contains(&subnet.network)) {
+                questions.extend(self.leases.upcoming(index, RESERVE, now));
+            }
+        }
+        questions.retain(|address| self.asked.ask(*address, now));
+        questions
+    }
+
+    /// A card answered for an address. If that was asked, nobody else is given it for an hour.
+    pub(crate) fn in_use(
+        &mut self,
+        address: Ipv4Addr,
+        by: MacAddress,
+        now: UnixSeconds,
+    ) -> Reaction {
+        let mut reaction = Reaction::default();
+        let Some(subnet) = subnet_of(&self.settings.subnets, address) else {
+            return reaction;
+        };
+        if !self.asked.expects(address, now) {
+            return reaction;
+        }
+        let known = self.leases.at(address).cloned();
+        let held = known.as_ref().filter(|lease| lease.until > now);
+        // Its own, or known already. An address that was granted meanwhile stays so: the client asks the
+        // link itself before it uses it, and declines (RFC 2131 §4.4.1).
+        if held.is_some_and(|lease| lease.mac == by || lease.state != LeaseState::Offered) {
+            return reaction;
+        }
+        let goes_on = known.as_ref().is_some_and(|lease| lease.mac == by);
+        let lease = Lease {
+            address,
+            mac: by,
+            // A machine that goes on using what it had may have it again.
+            state: if goes_on {
+                LeaseState::Offered
+            } else {
+                LeaseState::Declined
+            },
+            until: now.after(QUARANTINE_SECONDS),
+        };
+        if !goes_on {
+            reaction.notes.push(Note {
+                mac: held.map_or(by, |lease| lease.mac),
+                boots: held.is_some(),
+                fact: Fact::AddressInUse { address, by },
+            });
+            reaction.changed.push(lease.clone());
+        }
+        self.leases.put(subnet, lease);
+        reaction
     }
 
     /// Answers a message. `files` knows what a machine boots first.
@@ -171,6 +240,10 @@ impl DhcpServer {
         // another address (its reservation is new) holds that one instead: an address that was
         // taken from the pool and held for nobody would never come back to it.
         if !granted {
+            let direct = exchange.request.relay_address.is_unspecified();
+            if direct && self.asked.ask(address, exchange.now) {
+                reaction.ask = Some(address);
+            }
             self.leave(exchange, address, reaction);
             self.leases.put(
                 exchange.subnet,
@@ -236,6 +309,7 @@ impl DhcpServer {
         };
         self.leave(exchange, address, reaction);
         self.keep(exchange, lease, reaction);
+        self.reservations.granted(exchange.mac, address);
         self.answer(exchange, MessageType::Ack, Some(address), reaction, files);
     }
 
@@ -419,6 +493,10 @@ impl DhcpServer {
             .options
             .set(code::SUBNET_MASK, subnet.network.netmask().octets())
             .set(code::BROADCAST, subnet.network.broadcast().octets());
+        let kept = self.reservation(exchange);
+        if let Some(name) = kept.and_then(|kept| kept.name.as_ref()) {
+            reply.options.set(code::HOST_NAME, name.as_bytes());
+        }
         if let Some(router) = subnet.router {
             reply.options.set(code::ROUTER, router.octets());
         }
@@ -459,12 +537,15 @@ impl DhcpServer {
     }
 
     fn reserved(&self, exchange: &Exchange<'_>) -> Option<Ipv4Addr> {
+        self.reservation(exchange).map(|kept| kept.address)
+    }
+
+    fn reservation(&self, exchange: &Exchange<'_>) -> Option<&Reservation> {
         let network = self.settings.subnets[exchange.subnet].network;
-        let addresses = self.settings.reservations.get(&exchange.mac)?;
-        addresses
-            .iter()
-            .copied()
-            .find(|address| network.contains(address))
+        let held = self.leases.of_client(exchange.subnet, exchange.mac);
+        let held = held.map(|lease| lease.address);
+        self.reservations
+            .of(exchange.request, exchange.mac, network, held)
     }
 
     fn is_ours(&self, server: Ipv4Addr, exchange: &Exchange<'_>) -> bool {

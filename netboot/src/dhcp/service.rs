@@ -9,12 +9,13 @@
 
 use std::{
     io,
-    net::{SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use async_channel::{Receiver, Sender};
+use futures_lite::{FutureExt, StreamExt};
 
 use super::{
     boot_table::FirstFiles,
@@ -30,6 +31,8 @@ use crate::{flight_recorder::FlightRecorder, sockets::DhcpSocket};
 const WAITING: usize = 16_384;
 /// Leases saved together at most: what an SSD takes in some tens of milliseconds.
 const TOGETHER: usize = 4_096;
+/// How often the addresses that come next are looked after.
+const ASK_AHEAD: Duration = Duration::from_secs(5);
 /// Longest message taken; RFC 2131 clients send at most 576 bytes, relays add up to 255.
 const MAX_MESSAGE: usize = 2048;
 
@@ -69,8 +72,7 @@ impl DhcpService {
     }
 
     /// Answers one link for ever.
-    pub(crate) async fn run(self: Arc<Self>, socket: DhcpSocket) -> io::Result<()> {
-        let socket = Arc::new(socket);
+    pub(crate) async fn run(self: Arc<Self>, socket: Arc<DhcpSocket>) -> io::Result<()> {
         let mut buffer = [0; MAX_MESSAGE];
         loop {
             let (len, source) = match socket.receive(&mut buffer).await {
@@ -90,6 +92,9 @@ impl DhcpService {
             let reaction =
                 self.server()
                     .handle(&buffer[..len], self.now(), arrival, self.files.as_ref());
+            if let Some(address) = reaction.ask {
+                ask_who_has(&socket, address);
+            }
             if reaction.changed.is_empty() {
                 self.send(&socket, source, reaction).await;
             } else {
@@ -142,6 +147,47 @@ impl DhcpService {
         Ok(())
     }
 
+    /// Looks after the addresses of one link that are given next: is one of them in use? For ever.
+    pub(crate) async fn watch_addresses(
+        self: Arc<Self>,
+        socket: Arc<DhcpSocket>,
+    ) -> io::Result<()> {
+        let mut ticks = smol::Timer::interval_at(Instant::now(), ASK_AHEAD);
+        loop {
+            let tick = async {
+                ticks.next().await;
+                Ok(None)
+            };
+            match socket.hear_holder().or(tick).await {
+                Ok(Some((address, by))) => {
+                    let reaction = self.server().in_use(address, by, self.now());
+                    if reaction.changed.is_empty() {
+                        continue;
+                    }
+                    let granted = Granted {
+                        reaction,
+                        source: SocketAddrV4::new(address, 0),
+                        socket: Arc::clone(&socket),
+                    };
+                    if self.to_save.send(granted).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => {
+                    let questions = self.server().ask_ahead(&socket.networks, self.now());
+                    for address in questions {
+                        ask_who_has(&socket, address);
+                    }
+                }
+                // The interface is down; it may come up again.
+                Err(error) => {
+                    log::debug!("ARP on {}: {error}", socket.address);
+                    smol::Timer::after(ASK_AHEAD).await;
+                }
+            }
+        }
+    }
+
     fn server(&self) -> MutexGuard<'_, DhcpServer> {
         // A panic within would be a bug; going on with the leases as they are beats silence.
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
@@ -172,5 +218,12 @@ impl DhcpService {
         let (wall, steady) = self.started;
         let wall = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
         UnixSeconds((wall + steady.elapsed()).as_secs())
+    }
+}
+
+/// A question that is lost is like one lost on the wire.
+fn ask_who_has(socket: &DhcpSocket, address: Ipv4Addr) {
+    if let Err(error) = socket.ask_who_has(address) {
+        log::debug!("DHCP: nobody can be asked about {address}: {error}");
     }
 }

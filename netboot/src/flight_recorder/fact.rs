@@ -8,7 +8,7 @@
 
 use std::{fmt, net::Ipv4Addr};
 
-use protocol::dhcp::{ArchitectureCode, BootClient, BootProtocol, Message, code};
+use protocol::dhcp::{ArchitectureCode, BootClient, BootProtocol, MacAddress, Message, code};
 use serde::{Deserialize, Serialize};
 
 /// Which part of a boot an event belongs to, in the order of a boot.
@@ -251,6 +251,13 @@ pub(crate) enum Fact {
         /// The address.
         address: Ipv4Addr,
     },
+    /// Another machine answers for an address that it was offered, or that would be offered next.
+    AddressInUse {
+        /// The address.
+        address: Ipv4Addr,
+        /// The card that answers.
+        by: MacAddress,
+    },
     /// It gave its address back.
     Released {
         /// The address.
@@ -378,6 +385,7 @@ impl Fact {
             | Self::NoSubnet { .. }
             | Self::Refused { .. }
             | Self::Declined { .. }
+            | Self::AddressInUse { .. }
             | Self::Released { .. }
             | Self::OtherServerTaken { .. } => Stage::Dhcp,
             Self::Probed { .. } => Stage::Tftp,
@@ -405,6 +413,7 @@ impl Fact {
             | Self::PoolExhausted { .. }
             | Self::NoSubnet { .. }
             | Self::Declined { .. }
+            | Self::AddressInUse { .. }
             | Self::FetchStopped { .. }
             | Self::BeaconRefused { .. } => true,
             Self::JobEnded { error, .. } => error.is_some(),
@@ -528,6 +537,11 @@ impl fmt::Display for Fact {
             Self::Declined { address } => write!(
                 f,
                 "DHCP: found {address} in use by another machine; it is given to nobody for an hour"
+            ),
+            Self::AddressInUse { address, by } => write!(
+                f,
+                "DHCP: {address} of the pool is in use by the card {by}; it is given to nobody for an \
+                 hour. Take it out of the pool, or reserve it for that card"
             ),
             Self::Released { address } => write!(f, "DHCP: gave {address} back"),
             Self::OtherServerTaken { server } => {

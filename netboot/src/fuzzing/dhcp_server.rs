@@ -20,6 +20,7 @@ use crate::dhcp::{
     boot_table::{BootRequest, FirstFile, FirstFiles, NoFirstFile},
     exchange::{Arrival, Destination, Reaction},
     lease::{Lease, LeaseState, UnixSeconds},
+    reservations::{Reservation, Who},
     server::{DhcpServer, Settings, Subnet},
 };
 
@@ -87,7 +88,13 @@ fn settings() -> Settings {
     });
     Settings {
         subnets: SERVERS.map(subnet).to_vec(),
-        reservations: HashMap::from([(mac(RESERVED_FOR), reserved.to_vec())]),
+        reservations: reserved
+            .map(|address| Reservation {
+                who: Who::Mac(mac(RESERVED_FOR)),
+                address,
+                name: None,
+            })
+            .to_vec(),
         lease_seconds: LEASE_SECONDS,
     }
 }

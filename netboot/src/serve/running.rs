@@ -158,7 +158,11 @@ pub(super) fn serve(
         let service = Arc::new(service);
         let saving = Arc::clone(&service).save_and_answer(granted, Box::new(store));
         parts.start_thread("saving leases", saving)?;
-        for socket in doors.dhcp {
+        for socket in doors.dhcp.into_iter().map(Arc::new) {
+            let watch = Arc::clone(&service).watch_addresses(Arc::clone(&socket));
+            parts
+                .start("the watch over addresses in use", watch)
+                .detach();
             parts.start_thread("the DHCP server", Arc::clone(&service).run(socket))?;
         }
     }

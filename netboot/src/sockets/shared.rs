@@ -256,6 +256,35 @@ struct PacketListener {
     port: u16,
 }
 
+/// A socket that hears the ARP packets that come in on one link.
+pub(super) struct ArpListener(Async<Socket>);
+
+impl ArpListener {
+    pub(super) fn open(link: LinkAddr) -> Result<Self, OpenError> {
+        // ETH_P_ARP of linux/if_ether.h; with a protocol, what this machine sends is not heard (packet(7)).
+        let protocol = Protocol::from(i32::from(0x0806_u16.to_be()));
+        let open = || {
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
+            bind(socket.as_raw_fd(), &link)?;
+            Async::new(socket)
+        };
+        open()
+            .map(Self)
+            .map_err(|error: io::Error| not_allowed(error, "a packet socket", "CAP_NET_RAW"))
+    }
+
+    /// Waits for a packet; `None` when nobody said in it to have an address.
+    pub(super) async fn hear_holder(&self) -> io::Result<Option<(Ipv4Addr, MacAddress)>> {
+        // An ARP packet of Ethernet and IPv4 is 42 bytes with its frame; padding may follow.
+        let mut buffer = [0; 128];
+        let len = self
+            .0
+            .read_with(|socket| Ok(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?))
+            .await?;
+        Ok(frames::address_holder(&buffer[..len]))
+    }
+}
+
 /// Whose frames a [`PacketListener`] hears (packet(7), linux/if_ether.h).
 #[derive(Debug, Clone, Copy)]
 enum Frames {

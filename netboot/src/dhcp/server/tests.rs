@@ -1,17 +1,19 @@
 //! Exchanges as clients and relays have them, in order and out of it.
 
-use std::net::SocketAddrV4;
+use std::{collections::HashMap, net::SocketAddrV4};
 
 use super::*;
 use crate::dhcp::{
     boot_table::{self, BootRequest, FirstFile, NoFirstFile},
     exchange::Destination,
     lease_store::{LeaseStore, SqliteLeases},
+    reservations::Who,
 };
 use proptest::prelude::{any, prop, prop_assert, proptest};
 use protocol::dhcp::{CLIENT_PORT, Options, SERVER_PORT};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const UUID: [u8; 16] = [4, 3, 2, 1, 6, 5, 8, 7, 9, 10, 11, 12, 13, 14, 15, 16];
 const START: UnixSeconds = UnixSeconds(1_800_000_000);
 
 fn client(number: u8) -> MacAddress {
@@ -37,8 +39,20 @@ fn subnet(third: u8, first: u8, last: u8) -> Subnet {
 fn settings(first: u8, last: u8) -> Settings {
     Settings {
         subnets: vec![subnet(0, first, last), subnet(9, 50, 60)],
-        reservations: HashMap::from([(client(7), vec![address(7)])]),
+        reservations: vec![
+            kept(Who::Mac(client(7)), 7),
+            kept(Who::Uuid(UUID), 8),
+            kept(Who::ClientId(b"\x00desk".to_vec()), 9),
+        ],
         lease_seconds: 3600,
+    }
+}
+
+fn kept(who: Who, last: u8) -> Reservation {
+    Reservation {
+        who,
+        address: address(last),
+        name: Some(format!("desk-{last}")),
     }
 }
 
@@ -708,4 +722,116 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_reservation_by_uuid_or_client_identifier_is_the_machines_for_all_its_programs() {
+    let mut server = server(100, 200);
+    let mut firmware = request(client(30), MessageType::Discover);
+    let smbios: Vec<u8> = (0..=16).collect();
+    firmware.options.set(code::CLIENT_MACHINE, smbios);
+    let offer = answer(&react(&mut server, &firmware, START));
+    assert_eq!(offer.your_address, address(8));
+    assert_eq!(offer.options.get(code::HOST_NAME), Some(&b"desk-8"[..]));
+    // Its system says no UUID, before and after a restart of the server.
+    let mut take = selecting(client(30), address(8));
+    let smbios: Vec<u8> = (0..=16).collect();
+    take.options.set(code::CLIENT_MACHINE, smbios);
+    let saved = react(&mut server, &take, START).changed;
+    let plain = request(client(30), MessageType::Discover);
+    let mut later = DhcpServer::new(settings(100, 200), saved);
+    for server in [&mut server, &mut later] {
+        let offer = answer(&react(server, &plain, START));
+        assert_eq!(offer.your_address, address(8));
+    }
+    // Another machine gets it by neither way.
+    let mut wish = request(client(31), MessageType::Discover);
+    wish.options
+        .set(code::REQUESTED_ADDRESS, address(8).octets());
+    assert_ne!(
+        answer(&react(&mut server, &wish, START)).your_address,
+        address(8)
+    );
+
+    let mut known = request(client(32), MessageType::Discover);
+    known.options.set(code::CLIENT_ID, *b"\x00desk");
+    assert_eq!(
+        answer(&react(&mut server, &known, START)).your_address,
+        address(9)
+    );
+}
+
+#[test]
+fn an_address_in_use_is_refused_and_given_to_nobody_for_an_hour() {
+    let mut server = server(100, 200);
+    let discover = request(client(1), MessageType::Discover);
+    let reaction = react(&mut server, &discover, START);
+    let offered = answer(&reaction).your_address;
+    assert_eq!(reaction.ask, Some(offered));
+    let holder = client(99);
+    let reaction = server.in_use(offered, holder, START);
+    assert_eq!(reaction.changed[0].state, LeaseState::Declined);
+    let note = &reaction.notes[0];
+    let fact = Fact::AddressInUse {
+        address: offered,
+        by: holder,
+    };
+    assert_eq!((note.mac, &note.fact), (client(1), &fact));
+    let refusal = answer(&react(&mut server, &selecting(client(1), offered), START));
+    assert_eq!(refusal.message_type(), Some(MessageType::Nak));
+    let next = bind(&mut server, client(1), START);
+    assert_ne!(next, offered);
+    let wish = |mac| {
+        let mut message = request(mac, MessageType::Discover);
+        message
+            .options
+            .set(code::REQUESTED_ADDRESS, offered.octets());
+        message
+    };
+    assert_ne!(
+        answer(&react(&mut server, &wish(client(2)), START)).your_address,
+        offered
+    );
+    let later = START.after(QUARANTINE_SECONDS);
+    assert_eq!(
+        answer(&react(&mut server, &wish(client(3)), later)).your_address,
+        offered
+    );
+}
+
+#[test]
+fn an_answer_of_the_client_itself_or_to_no_question_changes_nothing() {
+    let mut server = server(100, 200);
+    let offered = answer(&react(
+        &mut server,
+        &request(client(1), MessageType::Discover),
+        START,
+    ));
+    let offered = offered.your_address;
+    for (address, by) in [(offered, client(1)), (address(150), client(9))] {
+        let reaction = server.in_use(address, by, START);
+        assert!(reaction.changed.is_empty() && reaction.notes.is_empty());
+    }
+    assert_eq!(bind(&mut server, client(1), START), offered);
+    // Granted: whoever speaks up now, the client has to decline it itself.
+    assert!(server.in_use(offered, client(9), START).changed.is_empty());
+}
+
+#[test]
+fn addresses_are_asked_about_ahead_of_clients_and_those_in_use_are_passed_over() {
+    let mut server = server(100, 200);
+    let link = [Ipv4Net::new(SERVER, 24).expect("a network")];
+    let questions = server.ask_ahead(&link, START);
+    assert_eq!(questions.len(), RESERVE);
+    assert!(server.ask_ahead(&link, START).is_empty());
+    let first = questions[0];
+    server.in_use(first, client(99), START);
+    let reaction = react(
+        &mut server,
+        &request(client(1), MessageType::Discover),
+        START,
+    );
+    assert_eq!(answer(&reaction).your_address, questions[1]);
+    // Asked about a moment ago, and nobody answered.
+    assert_eq!(reaction.ask, None);
 }
