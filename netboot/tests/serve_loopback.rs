@@ -30,7 +30,7 @@ impl Relay {
         }
     }
 
-    fn ask(&self, client: u8, kind: MessageType, options: &[(u8, &[u8])]) -> Message {
+    fn send(&self, client: u8, kind: MessageType, options: &[(u8, &[u8])]) {
         let mut all = Options::new();
         all.set(code::MESSAGE_TYPE, [kind.to_byte()]);
         all.set(code::RELAY_INFORMATION, [5, 4, 10, 77, 0, 0, 19, 0]);
@@ -58,9 +58,17 @@ impl Relay {
         self.socket
             .send_to(&message.emit(), ("127.0.0.1", self.server))
             .expect("sent");
+    }
+
+    fn hear(&self) -> Option<Message> {
         let mut buffer = [0; 2048];
-        let (len, _) = self.socket.recv_from(&mut buffer).expect("an answer");
-        Message::parse(&buffer[..len]).expect("a DHCP message")
+        let (len, _) = self.socket.recv_from(&mut buffer).ok()?;
+        Some(Message::parse(&buffer[..len]).expect("a DHCP message"))
+    }
+
+    fn ask(&self, client: u8, kind: MessageType, options: &[(u8, &[u8])]) -> Message {
+        self.send(client, kind, options);
+        self.hear().expect("an answer")
     }
 
     fn bind(&self, client: u8) -> Ipv4Addr {
@@ -99,6 +107,55 @@ fn leases_survive_a_server_that_is_killed() {
     assert_eq!(refused.message_type(), Some(MessageType::Nak));
     assert_eq!(relay.bind(2), had);
     assert_eq!(second.stop(), Some(0));
+}
+
+#[test]
+fn every_address_acknowledged_before_a_kill_is_known_after_it() {
+    const CLIENTS: std::ops::RangeInclusive<u8> = 1..=140;
+    let folders = Folders::new();
+    let config = folders.write_config([0; 3], "");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(&config, text.replace("10.77.0.110", "10.77.0.250")).expect("written");
+    let first = Server::start(&config);
+    let relay = Relay::new(&first);
+    let offers: Vec<_> = CLIENTS
+        .map(|client| relay.ask(client, MessageType::Discover, &[]).your_address)
+        .collect();
+    for (client, offered) in CLIENTS.zip(&offers) {
+        let wanted: &[(u8, &[u8])] = &[
+            (code::SERVER_ID, &[10, 77, 0, 1]),
+            (code::REQUESTED_ADDRESS, &offered.octets()),
+        ];
+        relay.send(client, MessageType::Request, wanted);
+    }
+    // In the middle of it, with leases on their way to the disk.
+    let mut granted: Vec<_> = (0..CLIENTS.len() / 4)
+        .filter_map(|_| relay.hear())
+        .collect();
+    drop(first);
+    let short = Duration::from_millis(200);
+    relay
+        .socket
+        .set_read_timeout(Some(short))
+        .expect("a deadline");
+    granted.extend(std::iter::from_fn(|| relay.hear()));
+
+    let second = Server::start(&config);
+    let relay = Relay::new(&second);
+    assert!(granted.len() >= CLIENTS.len() / 4);
+    for ack in granted {
+        assert_eq!(ack.message_type(), Some(MessageType::Ack));
+        let client = ack.hardware_address[5];
+        // Asked by somebody else it is refused, by its own client it is offered.
+        let wanted: &[(u8, &[u8])] = &[
+            (code::SERVER_ID, &[10, 77, 0, 1]),
+            (code::REQUESTED_ADDRESS, &ack.your_address.octets()),
+        ];
+        let refused = relay.ask(200, MessageType::Request, wanted);
+        assert_eq!(refused.message_type(), Some(MessageType::Nak));
+        let again = relay.ask(client, MessageType::Discover, &[]);
+        assert_eq!(again.your_address, ack.your_address);
+    }
 }
 
 #[test]

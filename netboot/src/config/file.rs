@@ -19,9 +19,10 @@ use super::{
     is_within, parse_range, pool_option,
 };
 use crate::boot_policy::{BootPolicy, UnknownMachines};
-use crate::dhcp::boot_table::{BiosLoader, LoaderChoice, UefiLoader};
-
-use crate::dhcp::reservations::{Reservation, Who};
+use crate::dhcp::{
+    boot_table::{BiosLoader, LoaderChoice, UefiLoader},
+    reservations::{Reservation, Who},
+};
 
 /// Where Debian's package `ipxe` puts its loaders.
 const DEFAULT_LOADERS: &str = "/usr/lib/ipxe";

@@ -8,6 +8,7 @@
 
 mod boot;
 mod cpu;
+mod dhcp;
 mod http;
 mod peers;
 mod tftp;
@@ -39,7 +40,7 @@ impl Bench {
 }
 
 /// Every bench.
-pub(crate) const ALL: [Bench; 3] = [
+pub(crate) const ALL: [Bench; 4] = [
     Bench {
         name: "tftp",
         about: "speed and processor time of TFTP beside tftpd-hpa, atftpd and dnsmasq",
@@ -49,6 +50,11 @@ pub(crate) const ALL: [Bench; 3] = [
         name: "http",
         about: "speed and processor time of HTTP beside nginx, for one machine and for fifty",
         run: http::run,
+    },
+    Bench {
+        name: "dhcp",
+        about: "exchanges a second of 10,000 DHCP clients beside Kea, and with many leases",
+        run: dhcp::run,
     },
     Bench {
         name: "boot",

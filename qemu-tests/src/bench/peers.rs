@@ -58,12 +58,22 @@ impl Program {
         arguments: &[OsString],
         log: &Path,
     ) -> anyhow::Result<Process> {
+        Process::start(self.command(place, arguments), log)
+            .with_context(|| format!("{} cannot be started", self.path.display()))
+    }
+
+    /// What starts it in a namespace, bound to our life.
+    pub(crate) fn command(&self, place: &Place, arguments: &[OsString]) -> Command {
         let mut command = place.command(&self.path);
         command.args(arguments);
         let mut command = tool::bound_to_us(&command);
         command.env("LD_LIBRARY_PATH", &self.libraries);
-        Process::start(command, log)
-            .with_context(|| format!("{} cannot be started", self.path.display()))
+        command
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 

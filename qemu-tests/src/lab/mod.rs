@@ -9,6 +9,7 @@ pub(crate) mod disk;
 pub(crate) mod dnsmasq;
 pub(crate) mod fault;
 pub(crate) mod firmware;
+pub(crate) mod foreign_client;
 pub(crate) mod frame_queue;
 pub(crate) mod framing;
 pub(crate) mod gateway;

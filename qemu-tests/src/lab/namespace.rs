@@ -128,6 +128,15 @@ impl Namespace {
         &self.place
     }
 
+    /// Lays a cable straight to another namespace; both ends are [`CLIENT_INTERFACE`].
+    pub(crate) fn connect(&self, other: &Self) -> Result<(), NamespaceError> {
+        let near = ["link", "add", CLIENT_INTERFACE, "type", "veth"];
+        let far = ["peer", "name", CLIENT_INTERFACE, "netns", &other.place.name];
+        self.ip(&[&near[..], &far].concat())?;
+        bring_up(self, CLIENT_INTERFACE)?;
+        bring_up(other, CLIENT_INTERFACE)
+    }
+
     /// Runs `ip` on the namespace's interfaces and returns what it says.
     pub(crate) fn ip(&self, words: &[&str]) -> Result<String, NamespaceError> {
         let mut command = Command::new(&self.place.ip);

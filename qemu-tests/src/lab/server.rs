@@ -90,6 +90,8 @@ pub(crate) struct ServerConfig {
     pub(crate) beside_another: bool,
     /// More keys of `[boot]`, with their values as TOML has them.
     pub(crate) boot_keys: Vec<(&'static str, &'static str)>,
+    /// How long leases last; `None` for the default.
+    lease_seconds: Option<u32>,
     /// The namespace of the bridge that it serves; `None` on loopback.
     place: Option<Place>,
 }
@@ -133,6 +135,7 @@ impl ServerConfig {
             pool: POOL,
             beside_another: false,
             boot_keys: Vec::new(),
+            lease_seconds: None,
             place: None,
         })
     }
@@ -156,8 +159,15 @@ impl ServerConfig {
             pool: POOL,
             beside_another: false,
             boot_keys: Vec::new(),
+            lease_seconds: None,
             place: Some(place.clone()),
         }
+    }
+
+    /// The same with another length of leases.
+    pub(crate) fn with_lease_seconds(mut self, seconds: u32) -> Self {
+        self.lease_seconds = Some(seconds);
+        self
     }
 
     /// A link whose gateway leads to this server.
@@ -199,6 +209,10 @@ impl ServerConfig {
             );
             ("server", subnet)
         };
+        let lease = self.lease_seconds;
+        let lease = lease.map_or(String::new(), |seconds| {
+            format!("lease_seconds = {seconds}\n")
+        });
         let boot_keys: String = self
             .boot_keys
             .iter()
@@ -207,7 +221,7 @@ impl ServerConfig {
         format!(
             "data_dir = {}\nboot_files = {}\n\n\
              [network]\n{listen}\n\n\
-             [dhcp]\nmode = \"{mode}\"\nport = {}\n\n\
+             [dhcp]\nmode = \"{mode}\"\nport = {}\n{lease}\n\
              [tftp]\nport = {}\n\n\
              [http]\nport = {}\nadvertised_port = {HTTP_ON_LINK}\n\n\
              {subnet}\
@@ -273,6 +287,22 @@ impl Server {
                     status,
                     said: self.config.end_of_log(),
                 });
+            }
+            if deadline.remaining().is_none() {
+                return Err(ServerError::Silent {
+                    allowed: deadline.to_string(),
+                    said: self.config.end_of_log(),
+                });
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Waits until its log has these words.
+    pub(crate) fn wait_for_log(&self, words: &str, deadline: Deadline) -> Result<(), ServerError> {
+        loop {
+            if fs::read_to_string(self.config.log()).is_ok_and(|said| said.contains(words)) {
+                return Ok(());
             }
             if deadline.remaining().is_none() {
                 return Err(ServerError::Silent {

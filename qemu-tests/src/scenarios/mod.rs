@@ -7,6 +7,7 @@
 mod beacon_time;
 pub(crate) mod boot_path;
 mod compare;
+mod dhcp_clients;
 mod drivers;
 mod flipped_bit;
 mod interrupted;
@@ -150,6 +151,12 @@ const STORIES: &[Scenario] = &[
         about: "a DHCP client that is not ours gets, renews and returns an address",
         long: false,
         play: real_network::udhcpc,
+    },
+    Scenario {
+        name: "real-network-dhcp-clients",
+        about: "dhclient, dhcpcd and udhcpc lease, renew, remember, return; addresses in use are noticed",
+        long: false,
+        play: dhcp_clients::play,
     },
     Scenario {
         name: "proxy-office",
