@@ -96,19 +96,25 @@ pub(crate) fn fetch(ask: &Fetch<'_>, content: &[u8]) -> Result<Agreed, FetchErro
         mode: b"octet",
         options,
     });
-    socket.send_to(&request.emit(), ask.server)?;
+    let request = request.emit();
+    socket.send_to(&request, ask.server)?;
     let mut buffer = vec![0; usize::from(u16::MAX) + DATA_HEADER];
     let silent = |bytes| FetchError::Silent {
         name: ask.name.to_owned(),
         bytes,
     };
-    let (mut len, server) = socket.recv_from(&mut buffer).map_err(|error| {
-        if is_timeout(&error) {
-            silent(0)
-        } else {
-            error.into()
+    let mut tries = 0;
+    let (mut len, server) = loop {
+        match socket.recv_from(&mut buffer) {
+            Ok(first) => break first,
+            Err(error) if is_timeout(&error) && tries < TRIES => {
+                tries += 1;
+                socket.send_to(&request, ask.server)?;
+            }
+            Err(error) if is_timeout(&error) => return Err(silent(0)),
+            Err(error) => return Err(error.into()),
         }
-    })?;
+    };
     socket.connect(server)?;
     let mut receiver = Receiver {
         socket: &socket,
@@ -117,13 +123,12 @@ pub(crate) fn fetch(ask: &Fetch<'_>, content: &[u8]) -> Result<Agreed, FetchErro
         agreed: Agreed {
             block_size: DEFAULT_BLOCK_SIZE,
             window: 1,
-            losses: 0,
+            losses: tries,
         },
         blocks: 0,
         since: 0,
         told_of_gap: false,
     };
-    let mut tries = 0;
     loop {
         if receiver.take(&buffer[..len])? {
             return Ok(receiver.agreed);

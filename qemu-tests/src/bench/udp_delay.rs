@@ -55,6 +55,10 @@ impl DelayedWay {
                     return;
                 }
             }
+            if let Err(error) = way.collect() {
+                log::debug!("the delayed way's last packets: {error}");
+            }
+            way.end_transfer();
         };
         let thread = thread::Builder::new().name("delay".into()).spawn(run)?;
         Ok(Self {
@@ -126,10 +130,10 @@ impl Way {
     fn collect(&mut self) -> io::Result<()> {
         while let Some((len, from)) = receive(&self.front, &mut self.buffer)? {
             if self.buffer.starts_with(&READ_REQUEST) {
+                self.end_transfer();
                 self.client = Some(from);
                 self.back = socket()?;
                 self.server_port = self.server;
-                self.under_way.clear();
             }
             self.put_under_way(Direction::ToServer, len);
         }
@@ -138,6 +142,15 @@ impl Way {
             self.put_under_way(Direction::ToClient, len);
         }
         Ok(())
+    }
+
+    /// What the client said last is delivered at once: the server must learn that it has everything.
+    fn end_transfer(&mut self) {
+        for (_, direction, bytes) in std::mem::take(&mut self.under_way) {
+            if matches!(direction, Direction::ToServer) {
+                self.forward(direction, &bytes);
+            }
+        }
     }
 
     fn put_under_way(&mut self, direction: Direction, len: usize) {
