@@ -316,8 +316,11 @@ fn part_of(fact: &Fact) -> Part {
 
 /// What goes on unheard between a file and what comes after it.
 fn silence(boot: Boot<'_>, last: Part, event: &Event) -> Option<Part> {
-    if !matches!(last, Part::Tftp | Part::Http) {
-        return None;
+    match (last, part_of(&event.fact)) {
+        (Part::Tftp | Part::Http, _) => {}
+        // Beside a proxy another server gives the address meanwhile.
+        (Part::Dhcp, Part::Tftp | Part::Http) => return Some(Part::Dhcp),
+        _ => return None,
     }
     match part_of(&event.fact) {
         Part::Beacon => Some(Part::Kernel),

@@ -130,8 +130,8 @@ fn the_parts_follow_one_another_without_a_gap_and_name_what_is_silent() {
     assert_eq!(
         parts,
         [
-            (Part::Dhcp, 0, 4_000),
-            (Part::Tftp, 4_000, 6_000),
+            (Part::Dhcp, 0, 5_000),
+            (Part::Tftp, 5_000, 6_000),
             (Part::Loader, 6_000, 9_000),
             (Part::Dhcp, 9_000, 10_000),
             (Part::Http, 10_000, 14_000),
