@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Where control groups are, and which file of a group has its processor time.
 const ROOTS: [(&str, &str); 3] = [
@@ -17,7 +19,7 @@ const ROOTS: [(&str, &str); 3] = [
     ("/sys/fs/cgroup/cpuacct", "cpuacct.usage"),
 ];
 
-/// The account of one server. Dropping it closes it, when the server has ended.
+/// The account of one server. Dropping it ends what is left of the server and closes the account.
 #[derive(Debug)]
 pub(crate) struct CpuAccount {
     group: PathBuf,
@@ -56,8 +58,14 @@ impl CpuAccount {
 
 impl Drop for CpuAccount {
     fn drop(&mut self) {
-        // The kernel keeps a group as long as a process is in it; one that is being killed may be.
+        // The kernel keeps a group as long as a process is in it. Children of a server that was killed go on
+        // without it (nginx's workers); whoever is in the group was started by us.
         for _ in 0..100 {
+            let members = fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default();
+            for pid in members.lines().filter_map(|line| line.parse().ok()) {
+                // It may have ended by itself.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
             match fs::remove_dir(&self.group) {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                     std::thread::sleep(Duration::from_millis(10));
