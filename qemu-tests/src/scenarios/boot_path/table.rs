@@ -104,6 +104,7 @@ pub(crate) const PATHS: [BootPath; 17] = [
         about: "Secure Boot, dnsmasq names us as next server, to the beacon",
         firmware: SECURE,
         addresses: DnsmasqNamingUs,
+        keys: &[("uefi_loader", "\"shim\"")],
         asks_for: SHIM_AND_GRUB,
         ..USUAL
     },
