@@ -149,7 +149,7 @@ impl<'a> Site<'a> {
         };
         // The last to go: an account closes when its server has ended.
         let account = CpuAccount::of(process.id())?;
-        wait_until_it_hears(&process, &log)?;
+        wait_until_it_hears(kind, &process, &log)?;
         let before = account.used()?;
         let said = self.perfdhcp(scratch.path(), rate)?;
         let used = account.used()?.saturating_sub(before);
@@ -174,7 +174,7 @@ impl<'a> Site<'a> {
         let quoted = serde_json::Value::from(folder.to_string_lossy());
         let text = format!(
             "data_dir = {quoted}\nboot_files = {quoted}\n\n[network]\ninterface = \"{CLIENT_INTERFACE}\"\n\n\
-             [[subnet]]\nnetwork = \"10.64.0.0/10\"\npool = \"{}-10.127.255.250\"\n",
+             [dhcp]\nmode = \"server\"\n\n[[subnet]]\nnetwork = \"10.64.0.0/10\"\npool = \"{}-10.127.255.250\"\n",
             Ipv4Addr::from(first_address()),
         );
         let config = folder.join("netboot.toml");
@@ -239,8 +239,8 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Both are ready when the port is bound: what comes then waits in the socket's buffer.
-fn wait_until_it_hears(process: &Process, log: &Path) -> anyhow::Result<()> {
+/// Kea is ready when the port is bound, ours when it says so: it opens its ports before its files.
+fn wait_until_it_hears(kind: Kind, process: &Process, log: &Path) -> anyhow::Result<()> {
     let deadline = Deadline::seconds(60);
     let sockets = format!("/proc/{}/net/udp", process.id());
     // Port 67 as the kernel prints it, among the local addresses (proc_net_udp(5)).
@@ -249,10 +249,14 @@ fn wait_until_it_hears(process: &Process, log: &Path) -> anyhow::Result<()> {
             .nth(1)
             .is_some_and(|at| at.ends_with(":0043"))
     };
+    let says_so = || {
+        let said = || fs::read_to_string(log).unwrap_or_default();
+        matches!(kind, Kind::Kea) || said().contains("serving on")
+    };
     loop {
         let list = fs::read_to_string(&sockets);
         match &list {
-            Ok(list) if list.lines().any(hears) => return Ok(()),
+            Ok(list) if list.lines().any(hears) && says_so() => return Ok(()),
             Ok(_) if deadline.remaining().is_some() => thread::sleep(TICK),
             _ => {
                 let said = fs::read_to_string(log).unwrap_or_default();
