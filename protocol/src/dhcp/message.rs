@@ -425,8 +425,8 @@ mod tests {
     fn options_go_on_in_the_name_fields_when_the_client_takes_no_more() {
         for (padding, overload, keeps_file) in [
             (200, None, true),
-            (216, Some(2), true),
-            (250, Some(2), true),
+            (223, Some(2), true),
+            (230, Some(2), true),
         ] {
             let (request, reply) = long_answer(padding);
             let bytes = reply.emit_for(&request);
