@@ -88,6 +88,8 @@ struct Running {
     unsent: Vec<Block>,
     segmentation: bool,
     waits_for_room: bool,
+    /// Whether the kernel was asked to tell of room.
+    told_to_wait: bool,
 }
 
 /// Serves the requests of these sockets for ever, on the calling thread and one more.
@@ -307,6 +309,7 @@ impl Driver {
             unsent: Vec::new(),
             segmentation: true,
             waits_for_room: false,
+            told_to_wait: false,
         };
         self.running.insert(asked.transfer, running);
         self.go_on(asked.transfer, now);
@@ -353,8 +356,8 @@ impl Driver {
             if running.alarm != at {
                 continue;
             }
-            let deadline = running.transfer.deadline();
-            if deadline <= now {
+            if running.transfer.deadline() <= now {
+                running.give_up_unsent();
                 self.go_on(number, now);
             }
             if let Some(running) = self.running.get_mut(&number) {
@@ -369,13 +372,13 @@ impl Driver {
         let Some(running) = self.running.get_mut(&number) else {
             return;
         };
-        let waited = running.waits_for_room;
         let failed = running.send(now, &mut self.scratch).err();
         if failed.is_some() || running.transfer.outcome().is_some() {
             self.end(number, failed);
             return;
         }
-        if running.waits_for_room != waited {
+        if running.waits_for_room != running.told_to_wait {
+            running.told_to_wait = running.waits_for_room;
             let mut flags = EpollFlags::EPOLLIN;
             flags.set(EpollFlags::EPOLLOUT, running.waits_for_room);
             let mut event = EpollEvent::new(flags, number);
@@ -421,6 +424,13 @@ impl Driver {
 }
 
 impl Running {
+    /// What found no room until the deadline is lost: the transfer counts it as any other loss, so
+    /// that its deadline moves and its patience ends.
+    fn give_up_unsent(&mut self) {
+        self.unsent.clear();
+        self.waits_for_room = false;
+    }
+
     /// Sends until the transfer wants nothing more or the socket has no room.
     ///
     /// # Errors
