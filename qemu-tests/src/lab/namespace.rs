@@ -128,6 +128,13 @@ impl Namespace {
         &self.place
     }
 
+    /// Answers ARP for addresses that an interface has, not for others that a local route covers.
+    pub(crate) fn answer_for_own_addresses_only(&self) -> Result<(), NamespaceError> {
+        let mut command = self.place.command("sh");
+        command.args(["-c", "echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore"]);
+        tool::run(&mut command).map(drop).map_err(refusal)
+    }
+
     /// Lays a cable straight to another namespace; both ends are [`CLIENT_INTERFACE`].
     pub(crate) fn connect(&self, other: &Self) -> Result<(), NamespaceError> {
         let near = ["link", "add", CLIENT_INTERFACE, "type", "veth"];
@@ -228,6 +235,12 @@ impl Bridge {
         command.args(["qdisc", "add", "dev", &device, "root", "tbf"]);
         command.args(["rate", rate, "burst", "256kb", "latency", "50ms"]);
         tool::run(&mut command).map(drop).map_err(refusal)
+    }
+
+    /// Sends what is for a network to the one machine that stands for all of it.
+    pub(crate) fn route(&self, network: &str, machine: &str) -> Result<(), NamespaceError> {
+        let route = ["route", "add", network, "via", machine, "dev", BRIDGE];
+        self.namespace.ip(&route).map(drop)
     }
 
     /// Where the bridge is.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::namespace::{
-    BRIDGE_ADDRESS, Bridge, CLIENT_INTERFACE, Namespace, NamespaceError, Place,
+    BRIDGE_ADDRESS, BRIDGE_PREFIX, Bridge, CLIENT_INTERFACE, Namespace, NamespaceError, Place,
 };
 use desk::Desk;
 pub(crate) use machine::{Boot, Machine};
@@ -38,7 +38,7 @@ const POOL_NETWORKS: [&str; 6] = [
     "10.78.0.224/28",
 ];
 /// The room's own address: DHCP without an address needs a socket that can send.
-const OWN_ADDRESS: &str = "10.78.0.5/24";
+const OWN_ADDRESS: &str = "10.78.0.5";
 
 /// A step of a boot that failed.
 #[derive(Debug, Error)]
@@ -123,15 +123,18 @@ impl Room {
         namespace.ip(&[
             "addr",
             "add",
-            OWN_ADDRESS,
+            &format!("{OWN_ADDRESS}/{BRIDGE_PREFIX}"),
             "brd",
             "+",
             "dev",
             CLIENT_INTERFACE,
         ])?;
+        // An address that nobody was given yet must not answer: the server looks for such conflicts.
+        namespace.answer_for_own_addresses_only()?;
         for network in POOL_NETWORKS {
-            // The kernel answers ARP for, and lets sockets bind to, whatever a local route covers.
+            // The kernel lets sockets bind to whatever a local route covers.
             namespace.ip(&["route", "add", "local", network, "dev", CLIENT_INTERFACE])?;
+            bridge.route(network, OWN_ADDRESS)?;
         }
         let desk = Arc::new(namespace.place().inside(Desk::open)?);
         Ok(Self { desk, namespace })

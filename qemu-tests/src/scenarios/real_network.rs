@@ -37,6 +37,8 @@ struct RealLink {
 
 type RealSite<'a> = Site<'a, RealLink>;
 
+/// A server that gives UEFI firmware iPXE, too: what iPXE waits for is looked at here, the ways by shim
+/// are told in `boot_path`.
 fn open<'a>(stage: &'a Stage<'a>) -> anyhow::Result<RealSite<'a>> {
     let program = stage.program("netboot")?;
     let boot_files = stage.boot_files()?;
@@ -44,7 +46,8 @@ fn open<'a>(stage: &'a Stage<'a>) -> anyhow::Result<RealSite<'a>> {
     let capture = BridgeCapture::start(&bridge, &stage.logs().join("bridge.pcap"))?;
     let data_dir = stage.disks().join("server");
     let place = bridge.place();
-    let config = ServerConfig::on_bridge(&program, &data_dir, &boot_files, stage.logs(), place);
+    let mut config = ServerConfig::on_bridge(&program, &data_dir, &boot_files, stage.logs(), place);
+    config.boot_keys = vec![("uefi_loader", "\"ipxe\"")];
     let server = Server::start(config)?;
     Ok(Site::on(stage, server, RealLink { capture, bridge }))
 }
