@@ -8,7 +8,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use protocol::dhcp::{BOOTREPLY, BOOTREQUEST, MacAddress, Message, MessageType, Options, code};
+use protocol::dhcp::{BOOTREPLY, MacAddress, Message, MessageType, Options, code};
 
 use super::random::Random;
 
@@ -288,25 +288,12 @@ impl Client {
                 code::REBINDING_TIME,
             ],
         );
-        let mut hardware_address = [0; 16];
-        hardware_address[..6].copy_from_slice(&self.mac.bytes());
         let seconds = now.saturating_sub(self.began).as_secs();
         Message {
-            op: BOOTREQUEST,
-            hardware_type: 1,
-            hardware_length: 6,
-            hops: 0,
-            transaction: self.transaction,
             seconds: u16::try_from(seconds).unwrap_or(u16::MAX),
             // Without an address, the kernel drops what is not broadcast (RFC 2131 §4.1).
             broadcast: true,
-            client_address: Ipv4Addr::UNSPECIFIED,
-            your_address: Ipv4Addr::UNSPECIFIED,
-            server_address: Ipv4Addr::UNSPECIFIED,
-            relay_address: Ipv4Addr::UNSPECIFIED,
-            hardware_address,
-            file: Vec::new(),
-            options,
+            ..Message::of_client(self.mac, self.transaction, options)
         }
     }
 }

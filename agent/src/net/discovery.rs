@@ -10,9 +10,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use protocol::dhcp::{
-    AGENT_CLASS, BOOTREPLY, BOOTREQUEST, MacAddress, Message, MessageType, Options, code,
-};
+use protocol::dhcp::{AGENT_CLASS, BOOTREPLY, MacAddress, Message, MessageType, Options, code};
 
 use super::random::Random;
 
@@ -133,24 +131,11 @@ impl Discovery {
         options.set(code::PARAMETER_LIST, [code::NETBOOT_SERVER]);
         // A whole Ethernet frame's worth (RFC 2132 §9.10).
         options.set(code::MAX_SIZE, 1472u16.to_be_bytes());
-        let mut hardware_address = [0; 16];
-        hardware_address[..6].copy_from_slice(&self.mac.bytes());
         let seconds = now.saturating_sub(self.began).as_secs();
         Message {
-            op: BOOTREQUEST,
-            hardware_type: 1,
-            hardware_length: 6,
-            hops: 0,
-            transaction: self.transaction,
             seconds: u16::try_from(seconds).unwrap_or(u16::MAX),
-            broadcast: false,
             client_address: self.address,
-            your_address: Ipv4Addr::UNSPECIFIED,
-            server_address: Ipv4Addr::UNSPECIFIED,
-            relay_address: Ipv4Addr::UNSPECIFIED,
-            hardware_address,
-            file: Vec::new(),
-            options,
+            ..Message::of_client(self.mac, self.transaction, options)
         }
     }
 }
@@ -278,7 +263,7 @@ mod tests {
             .options
             .set(code::MESSAGE_TYPE, [MessageType::Offer.to_byte()]);
         let mut request = answer(&question, 1, URL);
-        request.op = BOOTREQUEST;
+        request.op = protocol::dhcp::BOOTREQUEST;
         for message in [other_transaction, other_machine, offer, request] {
             assert_eq!(discovery.receive(&message.emit()), None);
         }

@@ -15,9 +15,7 @@ use std::{
 };
 
 use futures_lite::FutureExt;
-use protocol::dhcp::{
-    BOOTREPLY, BOOTREQUEST, MacAddress, Message, MessageType, Options, vendor_class_prefix,
-};
+use protocol::dhcp::{BOOTREPLY, MacAddress, Message, MessageType, Options, vendor_class_prefix};
 use protocol::dhcp::{BootProtocol, code};
 
 use crate::sockets::{DhcpProbe, Interface, OpenError};
@@ -255,8 +253,6 @@ enum Wish {
 }
 
 fn discover(mac: MacAddress, transaction: u32, wish: Wish) -> Message {
-    let mut hardware_address = [0; 16];
-    hardware_address[..6].copy_from_slice(&mac.bytes());
     let mut options = Options::new();
     options
         .set(code::MESSAGE_TYPE, [MessageType::Discover.to_byte()])
@@ -283,22 +279,11 @@ fn discover(mac: MacAddress, transaction: u32, wish: Wish) -> Message {
             .set(94, [1, 3, 0]);
     }
     Message {
-        op: BOOTREQUEST,
-        hardware_type: 1,
-        hardware_length: 6,
-        hops: 0,
-        transaction,
         // Some servers and relays leave a client's first seconds to others.
         seconds: 10,
         // The stand-in's address is on no card: a reply to it alone would be heard by nobody.
         broadcast: true,
-        client_address: Ipv4Addr::UNSPECIFIED,
-        your_address: Ipv4Addr::UNSPECIFIED,
-        server_address: Ipv4Addr::UNSPECIFIED,
-        relay_address: Ipv4Addr::UNSPECIFIED,
-        hardware_address,
-        file: Vec::new(),
-        options,
+        ..Message::of_client(mac, transaction, options)
     }
 }
 

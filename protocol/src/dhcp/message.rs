@@ -269,6 +269,30 @@ impl Message {
         out
     }
 
+    /// A client's message with these options: no address, no relay, not asking for a broadcast, first
+    /// second (RFC 2131 §4.4.1, table 5).
+    #[must_use]
+    pub fn of_client(mac: MacAddress, transaction: u32, options: Options) -> Self {
+        let mut hardware_address = [0; 16];
+        hardware_address[..6].copy_from_slice(&mac.bytes());
+        Self {
+            op: BOOTREQUEST,
+            hardware_type: 1,
+            hardware_length: 6,
+            hops: 0,
+            transaction,
+            seconds: 0,
+            broadcast: false,
+            client_address: Ipv4Addr::UNSPECIFIED,
+            your_address: Ipv4Addr::UNSPECIFIED,
+            server_address: Ipv4Addr::UNSPECIFIED,
+            relay_address: Ipv4Addr::UNSPECIFIED,
+            hardware_address,
+            file: Vec::new(),
+            options,
+        }
+    }
+
     /// The empty reply to this request: same transaction, client, relay and broadcast flag
     /// (RFC 2131 §4.3.1, table 3).
     #[must_use]

@@ -39,7 +39,7 @@ fn three_rounds_are_asked_and_only_discovers() {
         .map(|bytes| {
             let message = Message::parse(bytes).expect("a message");
             assert_eq!(message.message_type(), Some(MessageType::Discover));
-            assert!(message.broadcast && message.op == BOOTREQUEST);
+            assert!(message.broadcast && message.op == protocol::dhcp::BOOTREQUEST);
             message.mac().expect("a card")
         })
         .collect();
@@ -96,7 +96,7 @@ fn our_own_answers_and_those_to_others_do_not_count() {
         .options
         .set(code::MESSAGE_TYPE, [MessageType::Nak.to_byte()]);
     let mut question = right.clone();
-    question.op = BOOTREQUEST;
+    question.op = protocol::dhcp::BOOTREQUEST;
     for wrong in [ours, another_transaction, another_card, refusal, question] {
         search.hear(OTHER, &wrong.emit(), millis(1));
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use backup::hardware::{FirmwareKind, Inventory, MachineIdentity};
 use protocol::api;
 use protocol::beacon::{AgentState, Beacon};
-use protocol::dhcp::{BOOTREQUEST, MacAddress, Message, MessageType, Options, code};
+use protocol::dhcp::{MacAddress, Message, MessageType, Options, code};
 
 use super::desk::Desk;
 use super::http;
@@ -215,8 +215,6 @@ impl<'a> Machine<'a> {
     }
 
     fn message(&self, kind: MessageType, program: Program) -> Message {
-        let mut hardware_address = [0; 16];
-        hardware_address[..6].copy_from_slice(&self.mac().bytes());
         let mut options = Options::new();
         options
             .set(code::MESSAGE_TYPE, [kind.to_byte()])
@@ -230,20 +228,8 @@ impl<'a> Machine<'a> {
             options.set(code::IPXE, [19, 1, 1, 24, 1, 1]);
         }
         Message {
-            op: BOOTREQUEST,
-            hardware_type: 1,
-            hardware_length: 6,
-            hops: 0,
-            transaction: self.transaction,
-            seconds: 0,
             broadcast: true,
-            client_address: Ipv4Addr::UNSPECIFIED,
-            your_address: Ipv4Addr::UNSPECIFIED,
-            server_address: Ipv4Addr::UNSPECIFIED,
-            relay_address: Ipv4Addr::UNSPECIFIED,
-            hardware_address,
-            file: Vec::new(),
-            options,
+            ..Message::of_client(self.mac(), self.transaction, options)
         }
     }
 }
