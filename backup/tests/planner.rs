@@ -161,6 +161,7 @@ impl Source {
                         } else {
                             Ok(vec![ByteRange::between(0, len.min(1000))])
                         },
+                        extents: Vec::new(),
                         heads: Vec::new(),
                     })
                 }

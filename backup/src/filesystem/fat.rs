@@ -6,9 +6,12 @@
 //! Invariant: reserved sectors, all FATs and the fixed root directory always count as used; a volume
 //! that is not cleanly unmounted, or whose FATs differ, is a [`Doubt`].
 
+use std::sync::Arc;
+
 use crate::ByteRange;
+use crate::filesystem::tree::{FileTree, TreeError};
 use crate::filesystem::used::UsedRanges;
-use crate::filesystem::{Doubt, ReadAt};
+use crate::filesystem::{Doubt, ReadAt, Usage};
 use crate::little_endian::{le16, le32};
 use crate::manifest::FileSystemKind;
 
@@ -123,7 +126,23 @@ impl Geometry {
 }
 
 /// The used ranges of a FAT volume of `size` bytes, relative to it.
-pub(crate) fn used(volume: &dyn ReadAt, size: u64) -> Result<Vec<ByteRange>, Doubt> {
+pub(super) fn usage(volume: &dyn ReadAt, size: u64) -> Result<Usage, Doubt> {
+    Ok(Usage {
+        ranges: used(volume, size)?,
+        extents: Vec::new(),
+    })
+}
+
+/// The files of a volume of `size` bytes.
+pub(super) fn open(
+    _volume: Arc<dyn ReadAt + Send + Sync>,
+    _size: u64,
+) -> Result<Box<dyn FileTree>, TreeError> {
+    Err(TreeError::Unsupported("the files of FAT".to_owned()))
+}
+
+/// The used ranges of a FAT volume of `size` bytes, relative to it.
+fn used(volume: &dyn ReadAt, size: u64) -> Result<Vec<ByteRange>, Doubt> {
     let doubt = |reason: String| Err(Doubt::Untrusted(reason));
     let mut boot = [0; 512];
     if size < boot.len() as u64 {

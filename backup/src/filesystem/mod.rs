@@ -8,10 +8,19 @@
 use crate::ByteRange;
 use crate::manifest::{FileSystemKind, Volume};
 
+mod btrfs;
+mod crc;
 pub mod detect;
+mod exfat;
 mod ext;
+pub mod extents;
 pub(crate) mod fat;
+mod ntfs;
+pub mod tree;
 mod used;
+mod xfs;
+
+pub use extents::FileExtent;
 
 /// Random access to the bytes of a volume, given by whoever can do I/O.
 pub trait ReadAt {
@@ -52,6 +61,8 @@ pub struct Survey {
     pub volume: Option<Volume>,
     /// Used ranges in order, not overlapping, relative to the volume; or why they are not known.
     pub used: Result<Vec<ByteRange>, Doubt>,
+    /// Where files lie, in order and not overlapping: hints for cutting, see [`extents`].
+    pub extents: Vec<FileExtent>,
     /// The bytes that make the volume mountable (superblocks and boot sectors), written last.
     pub heads: Vec<ByteRange>,
 }
@@ -86,18 +97,31 @@ impl ReadAt for Section<'_> {
     }
 }
 
+/// What a file system's own module tells of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Usage {
+    /// Used ranges in order, not overlapping.
+    pub(crate) ranges: Vec<ByteRange>,
+    /// Where files lie.
+    pub(crate) extents: Vec<FileExtent>,
+}
+
 /// What a volume of `size` bytes is, and which of its bytes are in use. Whatever it holds, this
 /// returns: what is not understood is a [`Doubt`].
 #[must_use]
 pub fn survey_volume(volume: &dyn ReadAt, size: u64) -> Survey {
     let signs = detect::detect(volume, size)
         .and_then(|found| Ok((found, detect::is_raid_member(volume, size)?)));
-    let (found, used) = match signs {
+    let (found, usage) = match signs {
         Err(error) => (None, Err(Doubt::Read(error))),
         Ok((found, raid)) => {
-            let used = used(volume, size, &found, raid);
-            (found.into_iter().next(), used)
+            let usage = usage(volume, size, &found, raid);
+            (found.into_iter().next(), usage)
         }
+    };
+    let (used, extents) = match usage {
+        Ok(usage) => (Ok(usage.ranges), usage.extents),
+        Err(doubt) => (Err(doubt), Vec::new()),
     };
     let volume = found.map(|found| Volume {
         // A FAT does not say how much of it is in use, its clusters do.
@@ -110,16 +134,12 @@ pub fn survey_volume(volume: &dyn ReadAt, size: u64) -> Survey {
     Survey {
         heads: heads(volume.as_ref().map(|volume| volume.file_system), size),
         used,
+        extents,
         volume,
     }
 }
 
-fn used(
-    volume: &dyn ReadAt,
-    size: u64,
-    found: &[Volume],
-    raid: bool,
-) -> Result<Vec<ByteRange>, Doubt> {
+fn usage(volume: &dyn ReadAt, size: u64, found: &[Volume], raid: bool) -> Result<Usage, Doubt> {
     let untrusted = |reason: String| Err(Doubt::Untrusted(reason));
     let kind = match found {
         [] => return untrusted("no file system that is known here".to_owned()),
@@ -136,13 +156,20 @@ fn used(
     }
     match kind {
         FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => {
-            ext::used(volume, size)
+            ext::usage(volume, size)
         }
         FileSystemKind::Fat12 | FileSystemKind::Fat16 | FileSystemKind::Fat32 => {
-            fat::used(volume, size)
+            fat::usage(volume, size)
         }
+        FileSystemKind::Exfat => exfat::usage(volume, size),
+        FileSystemKind::Ntfs => ntfs::usage(volume, size),
+        FileSystemKind::Xfs => xfs::usage(volume, size),
+        FileSystemKind::Btrfs => btrfs::usage(volume, size),
         // The content of swap is dead once its machine is off; its first page makes it swap.
-        FileSystemKind::Swap => Ok(vec![ByteRange::between(0, 4096)]),
+        FileSystemKind::Swap => Ok(Usage {
+            ranges: vec![ByteRange::between(0, 4096)],
+            extents: Vec::new(),
+        }),
         kind => untrusted(format!("{kind} is saved whole")),
     }
 }

@@ -1,8 +1,9 @@
 //! Block groups: descriptors, their checksums, and the bitmaps.
 
 use super::superblock::{Checksums, Superblock};
-use super::{crc16, crc32c, doubt};
+use super::{crc16, doubt};
 use crate::ByteRange;
+use crate::filesystem::crc::crc32c;
 use crate::filesystem::used::UsedRanges;
 use crate::filesystem::{Doubt, ReadAt};
 use crate::little_endian::{le16, le32};

@@ -11,28 +11,30 @@
 mod groups;
 mod superblock;
 
-use crate::ByteRange;
-use crate::filesystem::{Doubt, ReadAt};
+use std::sync::Arc;
+
+use crate::filesystem::tree::{FileTree, TreeError};
+use crate::filesystem::{Doubt, ReadAt, Usage};
 
 /// The used ranges of an ext volume of `size` bytes, relative to it.
-pub(crate) fn used(volume: &dyn ReadAt, size: u64) -> Result<Vec<ByteRange>, Doubt> {
+pub(super) fn usage(volume: &dyn ReadAt, size: u64) -> Result<Usage, Doubt> {
     let superblock = superblock::Superblock::read(volume, size)?;
-    groups::used(volume, &superblock)
+    Ok(Usage {
+        ranges: groups::used(volume, &superblock)?,
+        extents: Vec::new(),
+    })
+}
+
+/// The files of a volume of `size` bytes.
+pub(super) fn open(
+    _volume: Arc<dyn ReadAt + Send + Sync>,
+    _size: u64,
+) -> Result<Box<dyn FileTree>, TreeError> {
+    Err(TreeError::Unsupported("the files of ext".to_owned()))
 }
 
 fn doubt(reason: impl Into<String>) -> Doubt {
     Doubt::Untrusted(reason.into())
-}
-
-/// The kernel's `crc32c(seed, bytes)`: without the final inversion of the published algorithm.
-fn crc32c(seed: u32, parts: &[&[u8]]) -> u32 {
-    const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
-    // The crate takes the initial value in the algorithm's unreflected form.
-    let mut digest = CRC.digest_with_initial(seed.reverse_bits());
-    for part in parts {
-        digest.update(part);
-    }
-    !digest.finalize()
 }
 
 /// The kernel's `crc16(~0, bytes)`.
@@ -51,13 +53,7 @@ mod tests {
 
     #[test]
     fn checksums_are_the_kernels() {
-        // Check values of the published algorithms over "123456789".
-        assert_eq!(!crc32c(!0, &[b"12345", b"6789"]), 0xe306_9283);
+        // Check value of the published algorithm over "123456789".
         assert_eq!(crc16(&[b"12345", b"6789"]), 0x4b37);
-        // Chaining by seed is the same as one run.
-        assert_eq!(
-            crc32c(crc32c(!0, &[b"12345"]), &[b"6789"]),
-            crc32c(!0, &[b"123456789"])
-        );
     }
 }

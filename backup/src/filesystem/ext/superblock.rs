@@ -1,7 +1,8 @@
 //! The ext superblock: numbers checked against each other and the volume, features against what
 //! the bitmaps' meaning depends on.
 
-use super::{crc32c, doubt};
+use super::doubt;
+use crate::filesystem::crc::crc32c;
 use crate::filesystem::{Doubt, ReadAt};
 use crate::little_endian::{le16, le32, le64};
 
