@@ -11,6 +11,7 @@ mod cpu;
 mod dhcp;
 mod http;
 mod peers;
+mod store;
 mod tftp;
 mod tftp_client;
 mod tftp_servers;
@@ -40,7 +41,7 @@ impl Bench {
 }
 
 /// Every bench.
-pub(crate) const ALL: [Bench; 4] = [
+pub(crate) const ALL: [Bench; 5] = [
     Bench {
         name: "tftp",
         about: "speed and processor time of TFTP beside tftpd-hpa, atftpd and dnsmasq",
@@ -60,6 +61,11 @@ pub(crate) const ALL: [Bench; 4] = [
         name: "boot",
         about: "power-on to beacon for each firmware, in parts, beside dnsmasq alone",
         run: boot::run,
+    },
+    Bench {
+        name: "store",
+        about: "bytes, time and memory of captures beside restic, borg, casync and partclone",
+        run: store::run,
     },
 ];
 
