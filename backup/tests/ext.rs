@@ -533,3 +533,236 @@ fn random_damage_never_panics_and_never_leaves_the_volume() {
         });
     }
 }
+
+/// A tree whose files have maps of every depth.
+fn mapped_tree(folder: &Path) {
+    tree(folder);
+    let at = std::os::unix::fs::FileExt::write_all_at;
+    // Every other block a hole: more extents than fit under one level of a tree.
+    let holes = fs::File::create(folder.join("sieve")).unwrap();
+    for number in 0..600u64 {
+        at(&holes, &noise(number + 1, 1024), number * 8192).unwrap();
+    }
+    // In 1 KiB blocks the last one is behind three levels of pointers.
+    let levels = fs::File::create(folder.join("levels")).unwrap();
+    for place in [0, 20 << 10, 400 << 10, 70 << 20] {
+        at(&levels, &noise(place + 3, 5000), place).unwrap();
+    }
+}
+
+fn regular_files(folder: &Path, under: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(folder.join(under)).unwrap() {
+        let entry = entry.unwrap();
+        let path = under.join(entry.file_name());
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            regular_files(folder, &path, found);
+        } else if kind.is_file() {
+            found.push(path.to_str().unwrap().to_owned());
+        }
+    }
+}
+
+/// The blocks of each file as debugfs lists them: logical, physical, how many; never the unwritten.
+fn blocks_by_debugfs(
+    folder: &Path,
+    image: &Path,
+    files: &[String],
+) -> Vec<(String, Vec<[u64; 3]>)> {
+    let commands: String = files.iter().map(|file| format!("stat /{file}\n")).collect();
+    let script = folder.join("stat");
+    fs::write(&script, commands).unwrap();
+    let (script, image) = (script.to_str().unwrap(), image.to_str().unwrap());
+    let text = run(PACKAGE, "debugfs", &["-f", script, image]);
+    text.split("debugfs: stat /")
+        .skip(1)
+        .map(|part| {
+            let (name, rest) = part.split_once('\n').unwrap();
+            let list = rest
+                .split_once("EXTENTS:\n")
+                .or_else(|| rest.split_once("BLOCKS:\n"))
+                .map_or("", |(_, list)| list.lines().next().unwrap());
+            let blocks = list
+                .split(", ")
+                .flat_map(|item| item.split(','))
+                .filter_map(|item| {
+                    let (logical, physical) = item.split_once("):")?;
+                    let range = |text: &str| {
+                        let text = text.trim_start_matches('(');
+                        let (first, last) = text.split_once('-').unwrap_or((text, text));
+                        Some([first.parse::<u64>().ok()?, last.parse::<u64>().ok()?])
+                    };
+                    // `(IND)`, `(ETB0)` are the map itself, `(7[u])` is not written.
+                    let ([from, _], [start, last]) = (range(logical)?, range(physical)?);
+                    Some([from, start, last - start + 1])
+                })
+                .collect();
+            (name.to_owned(), blocks)
+        })
+        .collect()
+}
+
+fn content_through(image: &[u8], blocks: &[[u64; 3]], block: u64, len: u64) -> Vec<u8> {
+    let mut content = vec![0; len as usize];
+    for [logical, physical, count] in blocks {
+        for index in 0..*count {
+            let at = ((logical + index) * block) as usize;
+            let from = ((physical + index) * block) as usize;
+            let end = content.len().min(at + block as usize);
+            content[at..end].copy_from_slice(&image[from..from + (end - at)]);
+        }
+    }
+    content
+}
+
+fn extents_are_those_of_debugfs(size: u64, options: &[&str]) {
+    let folder = images::folder();
+    mapped_tree(&folder.path().join("tree"));
+    fs::write(folder.path().join("late"), noise(7, 400_000)).unwrap();
+    let image = make(folder.path(), size, options);
+    let (survey, _) = survey(&image);
+    let block = u64::from(survey.volume.unwrap().block_size);
+    let used = survey.used.unwrap();
+    let mut files = Vec::new();
+    regular_files(&folder.path().join("tree"), Path::new(""), &mut files);
+    let deleted = |name: &String| {
+        let number = name
+            .strip_prefix("file")
+            .and_then(|number| number.parse::<u32>().ok());
+        number.is_some_and(|number| number % 3 == 0)
+    };
+    files.retain(|name| !deleted(name));
+    let bytes = fs::read(&image).unwrap();
+    let mut expected: Vec<(u64, u64, u64)> = Vec::new();
+    let listed = blocks_by_debugfs(folder.path(), &image, &files);
+    assert_eq!(listed.len(), files.len());
+    for (name, blocks) in &listed {
+        let content = fs::read(folder.path().join("tree").join(name)).unwrap();
+        if !options.contains(&"inline_data") || !blocks.is_empty() {
+            let through = content_through(&bytes, blocks, block, content.len() as u64);
+            assert!(through == content, "{options:?} {name}");
+        }
+        expected.extend(blocks.iter().map(|[logical, physical, count]| {
+            (
+                physical * block,
+                (physical + count) * block,
+                logical * block,
+            )
+        }));
+    }
+    let late = blocks_by_debugfs(folder.path(), &image, &["late".to_owned()]);
+    assert!(!late[0].1.is_empty());
+    expected.extend(late[0].1.iter().map(|[logical, physical, count]| {
+        (
+            physical * block,
+            (physical + count) * block,
+            logical * block,
+        )
+    }));
+    expected.sort_unstable();
+    // What goes on in the volume and in the file is one extent.
+    let merge = |mut merged: Vec<(u64, u64, u64)>, piece: (u64, u64, u64)| {
+        match merged.last_mut() {
+            Some(last) if last.1 == piece.0 && last.2 + (last.1 - last.0) == piece.2 => {
+                last.1 = piece.1;
+            }
+            _ => merged.push(piece),
+        }
+        merged
+    };
+    let expected = expected.into_iter().fold(Vec::new(), merge);
+    let found = survey
+        .extents
+        .iter()
+        .map(|extent| (extent.range.start(), extent.range.end(), extent.file_offset))
+        .fold(Vec::new(), merge);
+    assert!(expected.len() > 300, "{options:?} {}", expected.len());
+    assert_eq!(found, expected, "{options:?}");
+    for extent in &survey.extents {
+        assert!(
+            used.iter().any(|range| range.contains(extent.range)),
+            "{extent:?}"
+        );
+    }
+}
+
+#[test]
+fn files_lie_where_debugfs_says() {
+    for options in [
+        &["-t", "ext2", "-b", "1024"][..],
+        &["-t", "ext3", "-b", "4096", "-g", "1024"],
+        &["-t", "ext4", "-b", "1024"],
+        &[
+            "-t",
+            "ext4",
+            "-b",
+            "1024",
+            "-I",
+            "1024",
+            "-O",
+            "^metadata_csum,uninit_bg",
+        ],
+        &[
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-g",
+            "1024",
+            "-I",
+            "512",
+            "-O",
+            "inline_data",
+        ],
+    ] {
+        extents_are_those_of_debugfs(32 * MIB, options);
+    }
+}
+
+#[test]
+fn allocated_but_unwritten_blocks_are_used_and_belong_to_no_extent() {
+    let folder = images::folder();
+    let image = make(folder.path(), 16 * MIB, &["-t", "ext4", "-b", "1024"]);
+    let before = survey(&image).0;
+    let path = image.to_str().unwrap();
+    run(
+        PACKAGE,
+        "debugfs",
+        &["-w", "-R", "fallocate /file1 100 299", path],
+    );
+    let fixed = output(PACKAGE, "e2fsck", &["-fy", path]);
+    assert!(fixed.status.code() < Some(2), "{fixed:?}");
+    let after = survey(&image).0;
+    assert!(
+        after.volume.unwrap().used.unwrap() >= before.volume.unwrap().used.unwrap() + 200 * 1024
+    );
+    assert_eq!(after.extents, before.extents);
+}
+
+#[test]
+fn damaged_maps_end_and_never_put_the_used_blocks_in_doubt() {
+    let folder = images::folder();
+    mapped_tree(&folder.path().join("tree"));
+    fs::write(folder.path().join("late"), noise(7, 400_000)).unwrap();
+    // No checksums: no damage in an inode or a map reaches the used ranges.
+    let image = make(folder.path(), 12 * MIB, &["-t", "ext2", "-b", "1024"]);
+    let text = run(PACKAGE, "dumpe2fs", &[image.to_str().unwrap()]);
+    let table = text.split("Inode table at ").nth(1).unwrap();
+    let table: usize = table.split('-').next().unwrap().parse().unwrap();
+    let stat = blocks_by_debugfs(folder.path(), &image, &["levels".to_owned()]);
+    let near = stat[0].1.last().unwrap()[1] as usize;
+    let image = fs::read(&image).unwrap();
+    let good = survey_volume(&Memory(&image), image.len() as u64);
+    let config = proptest::test_runner::Config::with_cases(150);
+    proptest!(config, |(flips in proptest::collection::vec(
+        (0usize..64 * 1024, any::<u8>(), any::<bool>()), 1..40))| {
+        let mut damaged = image.clone();
+        for (place, value, in_map) in flips {
+            // The blocks of pointers are just before the blocks that they lead to.
+            let at = if in_map { (near - 3) * 1024 + place % 3072 } else { table * 1024 + place };
+            damaged[at] ^= value;
+        }
+        let survey = survey_volume(&Memory(&damaged), damaged.len() as u64);
+        assert_eq!(&survey.used, &good.used);
+    });
+}

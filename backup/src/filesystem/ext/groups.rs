@@ -10,21 +10,28 @@ use crate::little_endian::{le16, le32};
 
 /// Flag of a group whose bitmap was never written.
 const BLOCK_UNINIT: u16 = 0x2;
+/// Flag of a group whose inode bitmap and table were never written.
+const INODE_UNINIT: u16 = 0x1;
 
 /// What the survey needs of a group descriptor.
-struct Descriptor {
+pub(super) struct Descriptor {
     block_bitmap: u64,
-    inode_bitmap: u64,
-    inode_table: u64,
+    pub(super) inode_bitmap: u64,
+    pub(super) inode_table: u64,
     free_blocks: u64,
     uninitialised: bool,
     bitmap_checksum: u32,
+    /// How many inodes at the end of the table were never used, as far as that is known.
+    pub(super) unused_inodes: u64,
 }
 
 /// The used ranges, from all groups.
-pub(super) fn used(volume: &dyn ReadAt, superblock: &Superblock) -> Result<Vec<ByteRange>, Doubt> {
-    let descriptors = descriptors(volume, superblock)?;
-    let metadata = metadata(superblock, &descriptors)?;
+pub(super) fn used(
+    volume: &dyn ReadAt,
+    superblock: &Superblock,
+    descriptors: &[Descriptor],
+) -> Result<Vec<ByteRange>, Doubt> {
+    let metadata = metadata(superblock, descriptors)?;
     let bytes = |start: u64, end: u64| {
         ByteRange::between(start * superblock.block_size, end * superblock.block_size)
     };
@@ -33,7 +40,7 @@ pub(super) fn used(volume: &dyn ReadAt, superblock: &Superblock) -> Result<Vec<B
     used.add(bytes(0, superblock.first_data_block));
     let mut metadata = &metadata[..];
     let mut bitmap = vec![0; superblock.block_size as usize];
-    for (group, descriptor) in (0u64..).zip(&descriptors) {
+    for (group, descriptor) in (0u64..).zip(descriptors) {
         let start = superblock.group_start(group);
         let count = superblock.group_blocks(group);
         if descriptor.uninitialised {
@@ -74,7 +81,11 @@ fn descriptor_block(superblock: &Superblock, index: u64) -> u64 {
     }
 }
 
-fn descriptors(volume: &dyn ReadAt, superblock: &Superblock) -> Result<Vec<Descriptor>, Doubt> {
+/// All group descriptors, their places checked.
+pub(super) fn descriptors(
+    volume: &dyn ReadAt,
+    superblock: &Superblock,
+) -> Result<Vec<Descriptor>, Doubt> {
     let mut descriptors = Vec::new();
     let mut block = vec![0; superblock.block_size as usize];
     for index in 0..superblock.descriptor_blocks() {
@@ -126,15 +137,24 @@ fn descriptor(superblock: &Superblock, group: u64, bytes: &[u8]) -> Result<Descr
             0
         }
     };
+    // Without checksums the flags and the count of unused inodes mean nothing.
+    let flags = match superblock.checksums {
+        Checksums::None => 0,
+        Checksums::Groups | Checksums::Metadata(_) => le16(bytes, 18),
+    };
+    let unused_inodes = match superblock.checksums {
+        Checksums::None => 0,
+        _ if flags & INODE_UNINIT != 0 => superblock.inodes_per_group,
+        _ => u64::from(u32::from(le16(bytes, 28)) | high16(50)),
+    };
     let descriptor = Descriptor {
         block_bitmap: u64::from(le32(bytes, 0)) | high32(32),
         inode_bitmap: u64::from(le32(bytes, 4)) | high32(36),
         inode_table: u64::from(le32(bytes, 8)) | high32(40),
         free_blocks: u64::from(u32::from(le16(bytes, 12)) | high16(44)),
-        // Without checksums the flags mean nothing.
-        uninitialised: superblock.checksums != Checksums::None
-            && le16(bytes, 18) & BLOCK_UNINIT != 0,
+        uninitialised: flags & BLOCK_UNINIT != 0,
         bitmap_checksum: u32::from(le16(bytes, 24)) | high16(56),
+        unused_inodes,
     };
     let inside = |start: u64, count: u64| {
         start > superblock.first_data_block
@@ -253,7 +273,7 @@ fn add_metadata(bitmap: &mut [u8], metadata: &mut &[(u64, u64)], start: u64, cou
 }
 
 /// The runs of set bits among the first `count` bits, as from–to.
-fn runs(bitmap: &[u8], count: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+pub(super) fn runs(bitmap: &[u8], count: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
     let is_set = |bit: u64| bitmap[(bit / 8) as usize] >> (bit % 8) & 1 == 1;
     let mut at = 0;
     std::iter::from_fn(move || {

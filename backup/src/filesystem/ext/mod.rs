@@ -9,6 +9,7 @@
 //! feature that could change the meaning of a bitmap is a [`Doubt`].
 
 mod groups;
+mod inodes;
 mod superblock;
 
 use std::sync::Arc;
@@ -19,9 +20,10 @@ use crate::filesystem::{Doubt, ReadAt, Usage};
 /// The used ranges of an ext volume of `size` bytes, relative to it.
 pub(super) fn usage(volume: &dyn ReadAt, size: u64) -> Result<Usage, Doubt> {
     let superblock = superblock::Superblock::read(volume, size)?;
+    let descriptors = groups::descriptors(volume, &superblock)?;
     Ok(Usage {
-        ranges: groups::used(volume, &superblock)?,
-        extents: Vec::new(),
+        ranges: groups::used(volume, &superblock, &descriptors)?,
+        extents: inodes::extents(volume, &superblock, &descriptors),
     })
 }
 

@@ -81,6 +81,10 @@ pub(super) struct Superblock {
     pub(super) groups: u64,
     pub(super) descriptor_len: u64,
     pub(super) inode_table_blocks: u64,
+    pub(super) inodes_per_group: u64,
+    pub(super) inode_len: u64,
+    /// The first inode that may be a file of a user; those before it are the file system's own.
+    pub(super) first_inode: u64,
     pub(super) reserved_gdt_blocks: u64,
     /// The first meta block group, when the feature is on.
     pub(super) first_meta_group: Option<u64>,
@@ -303,6 +307,12 @@ fn numbers(bytes: &[u8; LEN], size: u64, checksums: Checksums) -> Result<Superbl
         blocks_per_group,
         groups,
         descriptor_len,
+        inodes_per_group,
+        inode_len,
+        first_inode: match le32(bytes, 76) {
+            0 => 11,
+            _ => u64::from(le32(bytes, 84)),
+        },
         inode_table_blocks: (inodes_per_group * inode_len).div_ceil(block_size),
         reserved_gdt_blocks: u64::from(le16(bytes, 0xce)),
         first_meta_group: (incompatible & feature::META_BG != 0)
