@@ -25,6 +25,11 @@ pub fn detect(volume: &dyn ReadAt, size: u64) -> Result<Vec<Volume>, ReadError> 
     // Containers first: a LUKS or LVM header may be followed by what the disk held before.
     let signs = [luks, lvm, bitlocker, xfs, exfat, ntfs, swap, ext, fat];
     let mut found: Vec<Volume> = signs.iter().filter_map(|sign| sign(&head, size)).collect();
+    for found in &mut found {
+        if found.file_system == FileSystemKind::Exfat {
+            found.label = crate::filesystem::exfat::label(volume, size);
+        }
+    }
     if size >= BTRFS_SUPERBLOCK + 4096 {
         let mut superblock = vec![0; 4096];
         volume.read_at(BTRFS_SUPERBLOCK, &mut superblock)?;

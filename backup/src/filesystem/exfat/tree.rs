@@ -1,0 +1,238 @@
+//! The files of an exFAT volume.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use super::boot::Geometry;
+use super::directory::{Directory, File, Item, Stream};
+use super::root;
+use crate::filesystem::links::Links;
+use crate::filesystem::tree::{Entry, FileTree, Node, NodeId, NodeKind, TreeError};
+use crate::filesystem::{Doubt, ReadAt};
+
+/// The root directory has no entry; nothing but the boot sector lies at byte 0.
+const ROOT: u64 = 0;
+/// Entries lie at multiples of 32 bytes. In a node's number this bit says that the directory of the
+/// entry is contiguous, which tells where an entry set goes on.
+const CONTIGUOUS: u64 = 1;
+
+/// An open volume.
+pub(super) struct Tree {
+    volume: Arc<dyn ReadAt + Send + Sync>,
+    geometry: Geometry,
+    links: Links,
+    root: Stream,
+    /// The file that was read last.
+    last: RefCell<Option<Open>>,
+}
+
+/// A file whose chain was found to be whole, and the place in it that was read last.
+#[derive(Clone)]
+struct Open {
+    number: u64,
+    file: File,
+    index: u64,
+    cluster: u32,
+}
+
+impl Tree {
+    pub(super) fn open(
+        volume: Arc<dyn ReadAt + Send + Sync>,
+        size: u64,
+    ) -> Result<Self, TreeError> {
+        let geometry = Geometry::read(volume.as_ref(), size).map_err(damaged)?;
+        let links = geometry.links();
+        let root = root(volume.as_ref(), &geometry, &links).map_err(damaged)?;
+        Ok(Self {
+            volume,
+            geometry,
+            links,
+            root,
+            last: RefCell::new(None),
+        })
+    }
+
+    fn file(&self, id: NodeId) -> Result<File, TreeError> {
+        let place = id.number & !CONTIGUOUS;
+        if id.tree != 0 || !place.is_multiple_of(32) {
+            return Err(TreeError::NotFound(format!("no file {id:?}")));
+        }
+        let mut directory = Directory::resume(
+            self.volume.as_ref(),
+            &self.geometry,
+            &self.links,
+            place,
+            id.number & CONTIGUOUS != 0,
+        )
+        .map_err(damaged)?;
+        match directory.next().map_err(damaged)? {
+            Some(Item::File(file)) if file.place == place => Ok(file),
+            _ => Err(TreeError::NotFound(format!("no file at byte {place}"))),
+        }
+    }
+
+    fn directory(&self, id: NodeId) -> Result<Stream, TreeError> {
+        if id.number == ROOT {
+            return Ok(self.root);
+        }
+        let file = self.file(id)?;
+        if file.is_directory {
+            Ok(file.content)
+        } else {
+            Err(TreeError::NotFound("it is no folder".to_owned()))
+        }
+    }
+
+    /// The file with its whole chain followed once.
+    fn opened(&self, id: NodeId) -> Result<Open, TreeError> {
+        if let Some(open) = self.last.borrow().as_ref()
+            && open.number == id.number
+        {
+            return Ok(open.clone());
+        }
+        if id.number == ROOT {
+            return Err(TreeError::NotFound("it is no file".to_owned()));
+        }
+        let file = self.file(id)?;
+        if file.is_directory {
+            return Err(TreeError::NotFound("it is no file".to_owned()));
+        }
+        let volume = self.volume.as_ref();
+        file.content
+            .runs(volume, &self.geometry, &self.links, |_, _| Ok(()))
+            .map_err(damaged)?;
+        Ok(Open {
+            number: id.number,
+            index: 0,
+            cluster: file.content.first,
+            file,
+        })
+    }
+
+    /// Moves to a cluster of the file, which the caller knows to have it.
+    fn seek(&self, open: &mut Open, index: u64) -> Result<(), TreeError> {
+        let content = &open.file.content;
+        if index < open.index {
+            (open.index, open.cluster) = (0, content.first);
+        }
+        if content.contiguous {
+            // The whole run was found to exist.
+            open.cluster = content.first + index as u32;
+            open.index = index;
+        }
+        while open.index < index {
+            open.cluster = content
+                .after(self.volume.as_ref(), &self.links, open.cluster)
+                .map_err(damaged)?;
+            open.index += 1;
+        }
+        Ok(())
+    }
+}
+
+impl FileTree for Tree {
+    fn root(&self) -> NodeId {
+        NodeId {
+            tree: 0,
+            number: ROOT,
+        }
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node, TreeError> {
+        let (is_directory, size, modified) = if id == self.root() {
+            (true, 0, None)
+        } else {
+            let file = self.file(id)?;
+            (file.is_directory, file.content.len, file.modified)
+        };
+        Ok(Node {
+            kind: if is_directory {
+                NodeKind::Directory
+            } else {
+                NodeKind::File
+            },
+            size: if is_directory { 0 } else { size },
+            mode: None,
+            uid: None,
+            gid: None,
+            modified,
+            links: 1,
+            sealed: None,
+        })
+    }
+
+    fn entries(
+        &self,
+        directory: NodeId,
+        visit: &mut dyn FnMut(Entry) -> Result<(), TreeError>,
+    ) -> Result<(), TreeError> {
+        let content = self.directory(directory)?;
+        let volume = self.volume.as_ref();
+        let mut directory =
+            Directory::new(volume, &self.geometry, &self.links, content).map_err(damaged)?;
+        while let Some(item) = directory.next().map_err(damaged)? {
+            if let Item::File(file) = item {
+                let contiguous = if content.contiguous { CONTIGUOUS } else { 0 };
+                visit(Entry {
+                    name: name(&file.name)?,
+                    node: NodeId {
+                        tree: 0,
+                        number: file.place | contiguous,
+                    },
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, file: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize, TreeError> {
+        let mut open = self.opened(file)?;
+        let left = open.file.content.len.saturating_sub(offset);
+        let len = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let buffer = &mut buffer[..len];
+        let written = open.file.valid.saturating_sub(offset);
+        let written = usize::try_from(written).map_or(len, |written| written.min(len));
+        let (content, behind) = buffer.split_at_mut(written);
+        behind.fill(0);
+        let mut at = 0;
+        while at < content.len() {
+            let place = offset + at as u64;
+            self.seek(&mut open, place / self.geometry.cluster)?;
+            let within = place % self.geometry.cluster;
+            let here = (self.geometry.cluster - within).min((content.len() - at) as u64) as usize;
+            self.volume.read_at(
+                self.geometry.place(open.cluster) + within,
+                &mut content[at..at + here],
+            )?;
+            at += here;
+        }
+        *self.last.borrow_mut() = Some(open);
+        Ok(len)
+    }
+
+    fn link_target(&self, _link: NodeId) -> Result<Vec<u8>, TreeError> {
+        Err(TreeError::NotFound(
+            "exFAT has no symbolic links".to_owned(),
+        ))
+    }
+
+    fn ignores_case(&self) -> bool {
+        true
+    }
+}
+
+/// The name in UTF-8; half a surrogate pair becomes U+FFFD.
+fn name(units: &[u16]) -> Result<Vec<u8>, TreeError> {
+    let name = String::from_utf16_lossy(units);
+    if name.contains(['/', '\0']) || name == "." || name == ".." {
+        return Err(TreeError::Damaged(format!("a file is named {name:?}")));
+    }
+    Ok(name.into_bytes())
+}
+
+fn damaged(doubt: Doubt) -> TreeError {
+    match doubt {
+        Doubt::Read(error) => TreeError::Read(error),
+        Doubt::Untrusted(reason) => TreeError::Damaged(reason),
+    }
+}
