@@ -369,15 +369,6 @@ fn what_does_not_fit_is_in_doubt() {
     assert_eq!(sum(&after), sum(&before) + 1024);
 }
 
-/// Memory that a tree can keep.
-struct Owned(Vec<u8>);
-
-impl backup::filesystem::ReadAt for Owned {
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), backup::filesystem::ReadError> {
-        Memory(&self.0).read_at(offset, buffer)
-    }
-}
-
 #[test]
 fn bytes_that_were_never_written_read_as_zeros_and_times_know_their_zone() {
     if !can_mount() {
@@ -402,7 +393,7 @@ fn bytes_that_were_never_written_read_as_zeros_and_times_know_their_zone() {
     let survey = survey_volume(&Memory(&bytes), 8 * MIB);
     assert_eq!(survey.extents.len(), 1);
     assert_eq!(survey.extents[0].range.len(), 3072);
-    let tree = tree::open(Arc::new(Owned(bytes)), 8 * MIB).unwrap();
+    let tree = tree::open(Arc::new(walk::Owned(bytes)), 8 * MIB).unwrap();
     let found = walk::all(tree.as_ref());
     let mut expected = noise(1, 10_000);
     expected[3000..].fill(0);
@@ -444,7 +435,7 @@ fn random_damage_never_panics_and_never_loses_a_file_that_the_tool_still_sees() 
     let good = fs::read(&image).unwrap();
     let places = Places::of(&good);
     let folders = walk::all(
-        tree::open(Arc::new(Owned(good.clone())), size)
+        tree::open(Arc::new(walk::Owned(good.clone())), size)
             .unwrap()
             .as_ref(),
     );
@@ -483,27 +474,9 @@ fn random_damage_never_panics_and_never_loses_a_file_that_the_tool_still_sees() 
             }
         }
         // The tree may find damage, and ends.
-        if let Ok(tree) = tree::open(Arc::new(Owned(damaged)), size) {
-            visit_all(tree.as_ref(), tree.root(), 0);
+        if let Ok(tree) = tree::open(Arc::new(walk::Owned(damaged)), size) {
+            walk::visit(tree.as_ref(), tree.root(), 0);
         }
     });
     assert!(judged.into_inner() > 5);
-}
-
-fn visit_all(tree: &dyn tree::FileTree, folder: tree::NodeId, depth: u32) {
-    let mut entries = Vec::new();
-    let _ = tree.entries(folder, &mut |entry| {
-        entries.push(entry);
-        Ok(())
-    });
-    let mut buffer = vec![0; 4096];
-    for entry in entries {
-        match tree.node(entry.node).map(|node| node.kind) {
-            Ok(tree::NodeKind::Directory) if depth < 8 => visit_all(tree, entry.node, depth + 1),
-            Ok(tree::NodeKind::Directory) | Err(_) => {}
-            Ok(_) => {
-                let _ = tree.read(entry.node, 1000, &mut buffer);
-            }
-        }
-    }
 }

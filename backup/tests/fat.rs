@@ -1,13 +1,19 @@
-//! C1: FAT12/16/32 by used clusters. Images are made by mkfs.fat, filled and aged by mtools, and
+//! C1, F1: FAT12/16/32 by used clusters, and their files. Images are made by mkfs.fat, filled and aged by mtools, and
 //! judged by fsck.fat and mtools, none of which shares code with this crate.
 #![allow(clippy::disallowed_methods, reason = "tests work on real image files")]
 
 mod images;
+#[path = "images/walk.rs"]
+mod walk;
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use backup::ByteRange;
+use backup::filesystem::tree::{self, TreeError};
 use backup::filesystem::{Doubt, survey_volume};
 use backup::manifest::FileSystemKind;
 use images::{Image, Memory, assert_in_order_inside, copy_in_garbage, noise, run};
@@ -34,8 +40,23 @@ fn make(folder: &Path, size: u64, options: &[&str]) -> PathBuf {
             let bytes = noise(number as u64, number * number * 97);
             fs::write(tree.join(format!("EFI/debian/file{number}.efi")), bytes).unwrap();
         }
-        fs::write(tree.join("a long name with spaces.txt"), noise(5, 70_000)).unwrap();
-        fs::write(folder.join("late"), noise(6, 90_000)).unwrap();
+        fs::write(tree.join("a long name with spaces.txt"), noise(105, 70_000)).unwrap();
+        // Names that are kept as short ones, as long ones, and with pairs of surrogates.
+        for (number, name) in [
+            "UPPER.TXT",
+            "lower.txt",
+            "Mixed.Txt",
+            "Ünïcødé 写真 🦀",
+            &"x".repeat(200),
+        ]
+        .iter()
+        .enumerate()
+        {
+            let bytes = noise(300 + number as u64, 1000 + number);
+            fs::write(tree.join("EFI").join(name), bytes).unwrap();
+        }
+        fs::write(tree.join("EFI/empty"), b"").unwrap();
+        fs::write(folder.join("late"), noise(106, 90_000)).unwrap();
     }
     let (efi, long) = (tree.join("EFI"), tree.join("a long name with spaces.txt"));
     let (efi, long) = (efi.to_str().unwrap(), long.to_str().unwrap());
@@ -44,6 +65,7 @@ fn make(folder: &Path, size: u64, options: &[&str]) -> PathBuf {
         let name = format!("::/EFI/debian/file{number}.efi");
         run(MTOOLS, "mdel", &["-i", path, &name]);
     }
+    forget_next_free(&image);
     let late = folder.join("late");
     run(
         MTOOLS,
@@ -53,12 +75,26 @@ fn make(folder: &Path, size: u64, options: &[&str]) -> PathBuf {
     image
 }
 
+/// Makes mtools look for free clusters from the first one on also on FAT32, whose FSInfo sector has a
+/// hint behind the last one that was taken (§5).
+fn forget_next_free(image: &Path) {
+    let mut bytes = fs::read(image).unwrap();
+    let field = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    if field(22) == 0 {
+        let hint = field(48) * field(11) + 492;
+        bytes[hint..hint + 4].fill(0xff);
+        fs::write(image, bytes).unwrap();
+    }
+}
+
 fn dump(folder: &Path, image: &Path, name: &str) -> PathBuf {
     let place = folder.join(name);
     let _ = fs::remove_dir_all(&place);
     fs::create_dir(&place).unwrap();
     let (image, to) = (image.to_str().unwrap(), place.to_str().unwrap());
-    run(MTOOLS, "mcopy", &["-i", image, "-s", "-n", "::/*", to]);
+    // FAT keeps local time.
+    let arguments = ["TZ=UTC", "mcopy", "-i", image, "-s", "-n", "-m", "::/*", to];
+    run(MTOOLS, "env", &arguments);
     place
 }
 
@@ -94,8 +130,38 @@ fn survives(folder: &Path, size: u64, kind: FileSystemKind, options: &[&str]) {
     run(MKFS, "fsck.fat", &["-n", copy.to_str().unwrap()]);
     let (one, other) = (dump(folder, &image, "one"), dump(folder, &copy, "other"));
     assert!(one.join("EFI/debian/file7.efi").exists() && one.join("late").exists());
-    let (one, other) = (one.to_str().unwrap(), other.to_str().unwrap());
-    run("diffutils", "diff", &["-r", one, other]);
+    run(
+        "diffutils",
+        "diff",
+        &["-r", one.to_str().unwrap(), other.to_str().unwrap()],
+    );
+    let files = walk::of_folder(&one);
+    let bytes = fs::read(&image).unwrap();
+    walk::assert_extents_are_files(&bytes, &survey.extents, &files);
+    for extent in &survey.extents {
+        assert!(
+            used.iter().any(|range| range.contains(extent.range)),
+            "{extent:?}"
+        );
+    }
+    // The late file filled the holes.
+    assert!(survey.extents.iter().any(|extent| extent.file_offset > 0));
+    let tree = tree::open(Arc::new(Image::open(&image)), size).unwrap();
+    assert!(tree.ignores_case());
+    let found = walk::all(tree.as_ref());
+    for (name, found) in found.iter().filter(|(_, found)| found.content.is_some()) {
+        let expected = fs::metadata(one.join(name)).unwrap().mtime();
+        assert_eq!(found.modified.unwrap().seconds, expected, "{name}");
+    }
+    let found: BTreeMap<_, _> = found
+        .into_iter()
+        .map(|(name, found)| (name, found.content))
+        .collect();
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        files.keys().collect::<Vec<_>>()
+    );
+    assert!(found == files, "{options:?}");
 }
 
 #[test]
@@ -235,8 +301,97 @@ fn random_damage_never_panics_and_never_leaves_the_volume() {
                 assert_in_order_inside(used, size);
             }
             assert_in_order_inside(&survey.heads, size);
+            if let Ok(tree) = tree::open(Arc::new(walk::Owned(damaged)), size) {
+                walk::visit(tree.as_ref(), tree.root(), 0);
+            }
         });
     }
+}
+
+/// A FAT16 image, where its first FAT is, how long that is, and what is in it.
+fn small() -> (Vec<u8>, usize, usize, BTreeMap<String, walk::Found>) {
+    let folder = images::folder();
+    let image = make(folder.path(), 8 * MIB, &["-F", "16", "-s", "1"]);
+    let bytes = fs::read(image).unwrap();
+    let field = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    let (start, len) = (field(14) * 512, field(22) * 512);
+    let tree = tree::open(Arc::new(walk::Owned(bytes.clone())), 8 * MIB).unwrap();
+    let found = walk::all(tree.as_ref());
+    (bytes, start, len, found)
+}
+
+fn first_cluster(bytes: &[u8], found: &walk::Found) -> u16 {
+    let at = found.node.number as usize + 26;
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Whether the tree takes these files and folders for damaged, and no others.
+fn assert_damaged(bytes: &[u8], names: &[&str], found: &BTreeMap<String, walk::Found>) {
+    let tree = tree::open(Arc::new(walk::Owned(bytes.to_vec())), bytes.len() as u64).unwrap();
+    for (name, found) in found {
+        let result = match &found.content {
+            Some(content) => {
+                let mut buffer = vec![0; content.len()];
+                tree.read(found.node, 0, &mut buffer)
+                    .map(|_| assert!(buffer == *content))
+            }
+            None => tree.entries(found.node, &mut |_| Ok(())),
+        };
+        let damaged = matches!(result, Err(TreeError::Damaged(_)));
+        assert!(damaged || result.is_ok(), "{result:?}");
+        assert_eq!(
+            damaged,
+            names.contains(&name.as_str()),
+            "{name}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn chains_that_cross_or_never_end_are_damaged_and_lose_only_their_extents() {
+    let (good, start, len, found) = small();
+    let before = survey_volume(&Memory(&good), 8 * MIB);
+    let (one, other) = ("EFI/debian/file7.efi", "EFI/debian/file9.efi");
+    let (at, first) = (
+        found[one].node.number as usize + 26,
+        first_cluster(&good, &found[other]),
+    );
+    // Two files in one chain.
+    let mut bytes = good.clone();
+    bytes[at..at + 2].copy_from_slice(&first.to_le_bytes());
+    assert_damaged(&bytes, &[one, other], &found);
+    let after = survey_volume(&Memory(&bytes), 8 * MIB);
+    assert_eq!(after.used, before.used);
+    assert!(after.extents.len() < before.extents.len());
+    // A loop.
+    let mut bytes = good.clone();
+    for copy in 0..2 {
+        let entry = start + copy * len + usize::from(first) * 2;
+        bytes[entry..entry + 2].copy_from_slice(&first.to_le_bytes());
+    }
+    assert_damaged(&bytes, &[other], &found);
+    assert_eq!(survey_volume(&Memory(&bytes), 8 * MIB).used, before.used);
+    // A folder that is in itself.
+    let mut bytes = good.clone();
+    let at = found["EFI/debian"].node.number as usize + 26;
+    let first = first_cluster(&good, &found["EFI"]);
+    bytes[at..at + 2].copy_from_slice(&first.to_le_bytes());
+    let tree = tree::open(Arc::new(walk::Owned(bytes)), 8 * MIB).unwrap();
+    let result = tree.entries(found["EFI/debian"].node, &mut |_| Ok(()));
+    assert!(matches!(result, Err(TreeError::Damaged(_))), "{result:?}");
+}
+
+#[test]
+fn a_file_in_free_clusters_is_in_doubt() {
+    let (mut bytes, start, len, found) = small();
+    let name = "EFI/debian/file7.efi";
+    let first = first_cluster(&bytes, &found[name]);
+    for copy in 0..2 {
+        let entry = start + copy * len + usize::from(first) * 2;
+        bytes[entry..entry + 2].fill(0);
+    }
+    assert!(doubt_of(&bytes).contains("free"));
+    assert_damaged(&bytes, &[name], &found);
 }
 
 #[test]

@@ -1,9 +1,17 @@
 //! All files of a volume, read through the crate's file trees.
 
+#![allow(
+    dead_code,
+    reason = "each test binary compiles this module and uses a part of it"
+)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use backup::filesystem::tree::{FileTree, NodeId, NodeKind, Timestamp};
+use backup::filesystem::{ReadAt, ReadError};
+
+use crate::images::Memory;
 
 /// What a path stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,4 +129,32 @@ pub(crate) fn assert_extents_are_files(
     }
     left.retain(|_, left| *left > 0);
     assert!(left.is_empty(), "without extents: {left:?}");
+}
+
+/// Memory that a tree can keep.
+pub(crate) struct Owned(pub(crate) Vec<u8>);
+
+impl ReadAt for Owned {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        Memory(&self.0).read_at(offset, buffer)
+    }
+}
+
+/// Reads what can be read of a damaged tree.
+pub(crate) fn visit(tree: &dyn FileTree, folder: NodeId, depth: u32) {
+    let mut entries = Vec::new();
+    let _ = tree.entries(folder, &mut |entry| {
+        entries.push(entry);
+        Ok(())
+    });
+    let mut buffer = vec![0; 4096];
+    for entry in entries {
+        match tree.node(entry.node).map(|node| node.kind) {
+            Ok(NodeKind::Directory) if depth < 8 => visit(tree, entry.node, depth + 1),
+            Ok(NodeKind::Directory) | Err(_) => {}
+            Ok(_) => {
+                let _ = tree.read(entry.node, 1000, &mut buffer);
+            }
+        }
+    }
 }

@@ -1,14 +1,20 @@
-//! FAT12, FAT16 and FAT32: the clusters in use.
+//! FAT12, FAT16 and FAT32: the clusters in use, and the files.
 //!
 //! Source: Microsoft, *FAT32 File System Specification* 1.03 (§3 boot sector, §4 FAT), and what the
 //! kernel and dosfstools write beyond it (dirty byte in the boot sector).
 //!
 //! Invariant: reserved sectors, all FATs and the fixed root directory always count as used; a volume
-//! that is not cleanly unmounted, or whose FATs differ, is a [`Doubt`].
+//! that is not cleanly unmounted, whose FATs differ, or which has a file in a free cluster, is a
+//! [`Doubt`].
+
+mod directory;
+mod tree;
+mod walk;
 
 use std::sync::Arc;
 
 use crate::ByteRange;
+use crate::filesystem::links::{Links, Width};
 use crate::filesystem::tree::{FileTree, TreeError};
 use crate::filesystem::used::UsedRanges;
 use crate::filesystem::{Doubt, ReadAt, Usage};
@@ -31,6 +37,7 @@ pub(crate) struct Geometry {
     wide: bool,
     root_cluster: u32,
     mirrored: bool,
+    active_fat: u64,
 }
 
 impl Geometry {
@@ -64,6 +71,11 @@ impl Geometry {
             root_cluster: if wide { le32(boot, 44) } else { 0 },
             // §3.3: bit 7 of BPB_ExtFlags: only one FAT is kept up to date.
             mirrored: !wide || le16(boot, 40) & 0x80 == 0,
+            active_fat: if wide && le16(boot, 40) & 0x80 != 0 {
+                u64::from(le16(boot, 40) & 0xf)
+            } else {
+                0
+            },
         };
         let sane = geometry.sector.is_power_of_two()
             && (512..=4096).contains(&geometry.sector)
@@ -71,6 +83,7 @@ impl Geometry {
             && geometry.sectors_per_cluster <= 128
             && geometry.reserved > 0
             && (1..=4).contains(&geometry.fats)
+            && geometry.active_fat < geometry.fats
             && geometry.fat_sectors > 0
             && (boot[21] == 0xf0 || boot[21] >= 0xf8)
             // FAT32 has no fixed root directory, the others must have one.
@@ -79,6 +92,62 @@ impl Geometry {
             && geometry.clusters() > 0
             && geometry.clusters() < 0x0fff_fff5;
         sane.then_some(geometry)
+    }
+
+    /// Reads the boot sector of a volume of `size` bytes and checks it against that size.
+    fn read(volume: &dyn ReadAt, size: u64) -> Result<Self, Doubt> {
+        let doubt = |reason: String| Err(Doubt::Untrusted(reason));
+        let mut boot = [0; 512];
+        if size < boot.len() as u64 {
+            return doubt("a FAT volume of less than a sector".to_owned());
+        }
+        volume.read_at(0, &mut boot)?;
+        let Some(geometry) = Self::parse(&boot) else {
+            return doubt("no FAT boot sector".to_owned());
+        };
+        if geometry.size() > size {
+            return doubt(format!(
+                "the FAT volume says {} bytes, its place has {size}",
+                geometry.size()
+            ));
+        }
+        let entries = geometry.clusters() + 2;
+        if (entries * geometry.entry_bits()).div_ceil(8) > geometry.fat_sectors * geometry.sector {
+            return doubt(format!(
+                "the FAT of {} sectors is too short for {} clusters",
+                geometry.fat_sectors,
+                geometry.clusters()
+            ));
+        }
+        Ok(geometry)
+    }
+
+    /// The links of the FAT that is kept up to date.
+    fn links(&self) -> Links {
+        let fat = (self.reserved + self.active_fat * self.fat_sectors) * self.sector;
+        let width = match self.file_system() {
+            FileSystemKind::Fat12 => Width::Fat12,
+            FileSystemKind::Fat16 => Width::Fat16,
+            _ => Width::Fat32,
+        };
+        Links::new(fat, width, self.clusters())
+    }
+
+    /// Byte of a cluster, which the caller knows to exist.
+    fn place(&self, cluster: u32) -> u64 {
+        let size = u64::from(self.cluster_size());
+        self.data_start() * self.sector + (u64::from(cluster) - 2) * size
+    }
+
+    /// The fixed root directory, empty on FAT32.
+    fn fixed_root(&self) -> ByteRange {
+        let end = self.data_start() * self.sector;
+        ByteRange::between(end - self.root_sectors * self.sector, end)
+    }
+
+    /// `len` rounded up to whole sectors.
+    const fn whole_sectors(&self, len: u64) -> u64 {
+        len.next_multiple_of(self.sector)
     }
 
     /// Where the fields after the BIOS parameter block are (boot signature, serial, label).
@@ -125,47 +194,34 @@ impl Geometry {
     }
 }
 
-/// The used ranges of a FAT volume of `size` bytes, relative to it.
+/// The used ranges of a FAT volume of `size` bytes, relative to it, and where its files lie.
 pub(super) fn usage(volume: &dyn ReadAt, size: u64) -> Result<Usage, Doubt> {
-    Ok(Usage {
-        ranges: used(volume, size)?,
-        extents: Vec::new(),
-    })
+    let ranges = used(volume, size)?;
+    let walk = walk::Walk::new(volume, &Geometry::read(volume, size)?);
+    match walk.free {
+        // Readers take what such a cluster holds for a part of the file.
+        Some(doubt) => Err(doubt),
+        None => Ok(Usage {
+            ranges,
+            extents: walk.extents.finish(),
+        }),
+    }
 }
 
 /// The files of a volume of `size` bytes.
 pub(super) fn open(
-    _volume: Arc<dyn ReadAt + Send + Sync>,
-    _size: u64,
+    volume: Arc<dyn ReadAt + Send + Sync>,
+    size: u64,
 ) -> Result<Box<dyn FileTree>, TreeError> {
-    Err(TreeError::Unsupported("the files of FAT".to_owned()))
+    Ok(Box::new(tree::Tree::open(volume, size)?))
 }
 
 /// The used ranges of a FAT volume of `size` bytes, relative to it.
 fn used(volume: &dyn ReadAt, size: u64) -> Result<Vec<ByteRange>, Doubt> {
     let doubt = |reason: String| Err(Doubt::Untrusted(reason));
+    let geometry = Geometry::read(volume, size)?;
     let mut boot = [0; 512];
-    if size < boot.len() as u64 {
-        return doubt("a FAT volume of less than a sector".to_owned());
-    }
     volume.read_at(0, &mut boot)?;
-    let Some(geometry) = Geometry::parse(&boot) else {
-        return doubt("no FAT boot sector".to_owned());
-    };
-    if geometry.size() > size {
-        return doubt(format!(
-            "the FAT volume says {} bytes, its place has {size}",
-            geometry.size()
-        ));
-    }
-    let entries = geometry.clusters() + 2;
-    if (entries * geometry.entry_bits()).div_ceil(8) > geometry.fat_sectors * geometry.sector {
-        return doubt(format!(
-            "the FAT of {} sectors is too short for {} clusters",
-            geometry.fat_sectors,
-            geometry.clusters()
-        ));
-    }
     if !geometry.mirrored {
         return doubt("the FATs are not mirrored".to_owned());
     }
