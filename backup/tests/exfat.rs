@@ -404,6 +404,45 @@ fn bytes_that_were_never_written_read_as_zeros_and_times_know_their_zone() {
     assert_eq!(modified.nanoseconds, 500_000_000);
 }
 
+#[test]
+fn folders_that_lead_to_themselves_are_damaged() {
+    if !can_mount() {
+        return;
+    }
+    let folder = images::folder();
+    let image = folder.path().join("image");
+    format(&image, 8 * MIB, &["-c", "1K"]);
+    let mounted = Mounted::new(&image, &folder.path().join("mount"));
+    fs::create_dir_all(mounted.folder.join("a/b")).unwrap();
+    fs::write(mounted.folder.join("file"), b"content").unwrap();
+    drop(mounted);
+    let mut bytes = fs::read(&image).unwrap();
+    let good = tree::open(Arc::new(walk::Owned(bytes.clone())), 8 * MIB).unwrap();
+    let found = walk::all(good.as_ref());
+    let (a, b) = (
+        found["a"].node.number as usize & !31,
+        found["a/b"].node.number as usize & !31,
+    );
+    bytes.copy_within(a + 32..a + 64, b + 32);
+    bytes.copy_within(a + 4..a + 32, b + 4);
+    // The name's length and hash are those of `a`, which is as long as `b`.
+    sign(&mut bytes, b);
+    assert!(used_of(&bytes).unwrap_err().contains("twice"));
+    let tree = tree::open(Arc::new(walk::Owned(bytes)), 8 * MIB).unwrap();
+    let result = tree.entries(found["a"].node, &mut |_| Ok(()));
+    assert!(matches!(result, Err(TreeError::Damaged(_))), "{result:?}");
+    let mut names = Vec::new();
+    tree.entries(tree.root(), &mut |entry| {
+        names.push(String::from_utf8(entry.name).unwrap());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(names, ["a", "file"]);
+    let mut buffer = [0; 20];
+    assert_eq!(tree.read(found["file"].node, 0, &mut buffer), Ok(7));
+    assert_eq!(&buffer[..7], b"content");
+}
+
 /// What the tool sees of an image, or nothing when it does not mount.
 fn seen_by_the_tool(folder: &Path, bytes: &[u8]) -> Option<BTreeMap<String, Option<Vec<u8>>>> {
     let image = folder.join("damaged");

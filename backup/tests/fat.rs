@@ -16,8 +16,9 @@ use backup::ByteRange;
 use backup::filesystem::tree::{self, TreeError};
 use backup::filesystem::{Doubt, survey_volume};
 use backup::manifest::FileSystemKind;
-use images::{Image, Memory, assert_in_order_inside, copy_in_garbage, noise, run};
-use proptest::prelude::{any, proptest};
+use images::{Image, Memory, assert_in_order_inside, copy_in_garbage, noise, output, run};
+use proptest::prelude::{Strategy, any, proptest};
+use proptest::strategy::ValueTree;
 
 const MKFS: &str = "dosfstools";
 const MTOOLS: &str = "mtools";
@@ -305,6 +306,67 @@ fn random_damage_never_panics_and_never_leaves_the_volume() {
                 walk::visit(tree.as_ref(), tree.root(), 0);
             }
         });
+    }
+}
+
+/// What mtools reads of an image.
+fn seen_by_the_tool(folder: &Path, bytes: &[u8]) -> BTreeMap<String, Option<Vec<u8>>> {
+    let (image, place) = (folder.join("damaged"), folder.join("seen"));
+    fs::write(&image, bytes).unwrap();
+    let _ = fs::remove_dir_all(&place);
+    fs::create_dir(&place).unwrap();
+    let (image, to) = (image.to_str().unwrap(), place.to_str().unwrap());
+    let arguments = ["20", "mcopy", "-i", image, "-s", "-n", "-Q", "::/*", to];
+    // It ends with an error when it meets damage, after having read what it could.
+    output(MTOOLS, "timeout", &arguments);
+    walk::of_folder(&place)
+}
+
+#[test]
+fn random_damage_never_loses_a_file_that_mtools_still_sees() {
+    let folder = images::folder();
+    for (size, options, fat_len) in [
+        (2 * MIB, &["-F", "12"][..], 1000),
+        (4 * MIB, &["-F", "16", "-s", "1", "-f", "1"], 2000),
+        (34 * MIB, &["-F", "32", "-s", "1", "-f", "1"], 4000),
+    ] {
+        let image = fs::read(make(folder.path(), size, options)).unwrap();
+        let field = |at: usize| usize::from(u16::from_le_bytes([image[at], image[at + 1]]));
+        let fat = field(14) * field(11);
+        let tree = tree::open(Arc::new(walk::Owned(image.clone())), size).unwrap();
+        let entries: Vec<usize> = walk::all(tree.as_ref())
+            .values()
+            .map(|found| found.node.number as usize)
+            .collect();
+        let mut judged = 0;
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let damage = proptest::collection::vec((0u8..3, any::<u32>(), 0u8..8), 1..3);
+        while judged < if size > 8 * MIB { 6 } else { 20 } {
+            let damage = damage.new_tree(&mut runner).unwrap().current();
+            let mut damaged = image.clone();
+            for (kind, place, bit) in damage {
+                let place = place as usize;
+                let at = match kind {
+                    0 => fat + place % fat_len,
+                    _ => entries[place % entries.len()] + (place / 64) % 32,
+                };
+                damaged[at] ^= 1 << bit;
+            }
+            let Ok(used) = survey_volume(&Memory(&damaged), size).used else {
+                continue;
+            };
+            judged += 1;
+            let mut garbage = vec![0xa5; damaged.len()];
+            for range in used {
+                let range = range.start() as usize..range.end() as usize;
+                garbage[range.clone()].copy_from_slice(&damaged[range]);
+            }
+            let before = seen_by_the_tool(folder.path(), &damaged);
+            assert!(
+                before == seen_by_the_tool(folder.path(), &garbage),
+                "{options:?}"
+            );
+        }
     }
 }
 

@@ -126,6 +126,49 @@ impl Links {
     }
 }
 
+/// Which clusters were met on the way through all folders, and which of them twice.
+///
+/// Invariant: a cluster is met once before it is crossed, so whoever stops at crossed clusters does
+/// no more work than there are clusters.
+pub(super) struct Met {
+    met: Vec<u8>,
+    crossed: Vec<u8>,
+}
+
+impl Met {
+    /// For a number of clusters that was checked against the volume.
+    pub(super) fn new(clusters: u64) -> Self {
+        let bytes = clusters.div_ceil(8) as usize;
+        Self {
+            met: vec![0; bytes],
+            crossed: vec![0; bytes],
+        }
+    }
+
+    /// Meets a cluster that is there. Returns whether it was not met before.
+    pub(super) fn meet(&mut self, cluster: u32) -> bool {
+        let (byte, mask) = bit(cluster);
+        let known = self.met[byte] & mask != 0;
+        if known {
+            self.crossed[byte] |= mask;
+        }
+        self.met[byte] |= mask;
+        !known
+    }
+
+    /// Whether a cluster that is there was met twice: in two chains or in a loop.
+    pub(super) fn is_crossed(&self, cluster: u32) -> bool {
+        let (byte, mask) = bit(cluster);
+        self.crossed[byte] & mask != 0
+    }
+}
+
+/// The byte and the bit of a cluster in a bitmap.
+pub(super) const fn bit(cluster: u32) -> (usize, u8) {
+    let index = cluster as usize - 2;
+    (index / 8, 1 << (index % 8))
+}
+
 fn doubt(reason: String) -> Doubt {
     Doubt::Untrusted(reason)
 }

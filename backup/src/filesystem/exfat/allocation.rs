@@ -5,7 +5,7 @@ use super::directory::{Directory, Item, Stream};
 use super::{doubt, root};
 use crate::ByteRange;
 use crate::filesystem::extents::FileExtents;
-use crate::filesystem::links::Links;
+use crate::filesystem::links::{Links, Met, bit};
 use crate::filesystem::used::UsedRanges;
 use crate::filesystem::{Doubt, ReadAt, Usage};
 
@@ -31,7 +31,7 @@ pub(super) fn usage(volume: &dyn ReadAt, geometry: &Geometry) -> Result<Usage, D
         volume,
         geometry,
         links: &links,
-        claimed: vec![0; bitmap.len()],
+        met: Met::new(geometry.clusters),
         bitmap: &bitmap,
         extents: FileExtents::new(),
     };
@@ -134,8 +134,8 @@ struct Walk<'a> {
     geometry: &'a Geometry,
     links: &'a Links,
     bitmap: &'a [u8],
-    /// A bit for each cluster that was met, so that no cluster is met twice and loops end.
-    claimed: Vec<u8>,
+    /// No cluster may be met twice, so loops end.
+    met: Met,
     extents: FileExtents,
 }
 
@@ -173,20 +173,20 @@ impl Walk<'_> {
             geometry,
             links,
             bitmap,
-            claimed,
+            met,
             extents,
         } = self;
         let mut offset = 0;
         stream.runs(*volume, geometry, links, |first, count| {
-            for cluster in u64::from(first)..u64::from(first) + count {
-                let (byte, mask) = ((cluster - 2) / 8, 1 << ((cluster - 2) % 8));
-                if bitmap[byte as usize] & mask == 0 {
+            // The run is there, so its end fits.
+            for cluster in first..first + count as u32 {
+                let (byte, mask) = bit(cluster);
+                if bitmap[byte] & mask == 0 {
                     return Err(doubt(format!("cluster {cluster} is in a file and free")));
                 }
-                if claimed[byte as usize] & mask != 0 {
+                if !met.meet(cluster) {
                     return Err(doubt(format!("cluster {cluster} is in use twice")));
                 }
-                claimed[byte as usize] |= mask;
             }
             let start = geometry.place(first);
             let len = count * geometry.cluster;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::boot::Geometry;
 use super::directory::{Directory, File, Item, Stream};
-use super::root;
-use crate::filesystem::links::Links;
+use super::{doubt, root};
+use crate::filesystem::links::{Links, Met};
 use crate::filesystem::tree::{Entry, FileTree, Node, NodeId, NodeKind, TreeError};
 use crate::filesystem::{Doubt, ReadAt};
 
@@ -22,6 +22,7 @@ pub(super) struct Tree {
     geometry: Geometry,
     links: Links,
     root: Stream,
+    met: Met,
     /// The file that was read last.
     last: RefCell<Option<Open>>,
 }
@@ -44,6 +45,7 @@ impl Tree {
         let links = geometry.links();
         let root = root(volume.as_ref(), &geometry, &links).map_err(damaged)?;
         Ok(Self {
+            met: met(volume.as_ref(), &geometry, &links, root),
             volume,
             geometry,
             links,
@@ -76,11 +78,25 @@ impl Tree {
             return Ok(self.root);
         }
         let file = self.file(id)?;
-        if file.is_directory {
-            Ok(file.content)
-        } else {
-            Err(TreeError::NotFound("it is no folder".to_owned()))
+        if !file.is_directory {
+            return Err(TreeError::NotFound("it is no folder".to_owned()));
         }
+        self.check_clusters(&file.content)?;
+        Ok(file.content)
+    }
+
+    /// Whether clusters are there, and nobody else's.
+    fn check_clusters(&self, content: &Stream) -> Result<(), TreeError> {
+        let alone = |first: u32, count: u64| {
+            // The run is there, so its end fits.
+            match (first..first + count as u32).find(|cluster| self.met.is_crossed(*cluster)) {
+                None => Ok(()),
+                Some(cluster) => Err(doubt(format!("cluster {cluster} is in use twice"))),
+            }
+        };
+        content
+            .runs(self.volume.as_ref(), &self.geometry, &self.links, alone)
+            .map_err(damaged)
     }
 
     /// The file with its whole chain followed once.
@@ -97,10 +113,7 @@ impl Tree {
         if file.is_directory {
             return Err(TreeError::NotFound("it is no file".to_owned()));
         }
-        let volume = self.volume.as_ref();
-        file.content
-            .runs(volume, &self.geometry, &self.links, |_, _| Ok(()))
-            .map_err(damaged)?;
+        self.check_clusters(&file.content)?;
         Ok(Open {
             number: id.number,
             index: 0,
@@ -219,6 +232,40 @@ impl FileTree for Tree {
     fn ignores_case(&self) -> bool {
         true
     }
+}
+
+/// The way through all folders, to find the clusters that belong to two files or folders. Where
+/// something is damaged it goes on behind it; whoever reads that will see.
+fn met(volume: &dyn ReadAt, geometry: &Geometry, links: &Links, root: Stream) -> Met {
+    let mut met = Met::new(geometry.clusters);
+    let mut meet = |stream: &Stream| {
+        let alone = |first: u32, count: u64| {
+            (first..first + count as u32).try_for_each(|cluster| {
+                if met.meet(cluster) {
+                    Ok(())
+                } else {
+                    Err(doubt(format!("cluster {cluster} is in use twice")))
+                }
+            })
+        };
+        stream.runs(volume, geometry, links, alone).is_ok()
+    };
+    meet(&root);
+    let mut folders = vec![root];
+    while let Some(folder) = folders.pop() {
+        let Ok(mut directory) = Directory::new(volume, geometry, links, folder) else {
+            continue;
+        };
+        while let Ok(Some(item)) = directory.next() {
+            if let Item::File(file) = item
+                && meet(&file.content)
+                && file.is_directory
+            {
+                folders.push(file.content);
+            }
+        }
+    }
+    met
 }
 
 /// The name in UTF-8; half a surrogate pair becomes U+FFFD.

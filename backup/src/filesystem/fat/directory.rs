@@ -200,16 +200,20 @@ impl LongName {
 
     /// The name in UTF-8, half a surrogate pair as U+FFFD, when it belongs to this entry.
     fn of(&self, entry: &[u8; 32]) -> Option<String> {
-        let checksum = entry[..11]
-            .iter()
-            .fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
-        if self.piece != 1 || checksum != self.checksum {
+        if self.piece != 1 || checksum(entry) != self.checksum {
             return None;
         }
         let end = self.units.iter().position(|unit| *unit == 0);
         let units = &self.units[..end.unwrap_or(self.units.len())];
         (!units.is_empty()).then(|| String::from_utf16_lossy(units))
     }
+}
+
+/// §7.2: of the short name, in each piece of its long one.
+fn checksum(entry: &[u8; ENTRY]) -> u8 {
+    entry[..11]
+        .iter()
+        .fold(0, |sum: u8, byte| sum.rotate_right(1).wrapping_add(*byte))
 }
 
 fn short_name(entry: &[u8; 32]) -> String {
@@ -282,12 +286,7 @@ mod tests {
         piece[2..5].fill(0);
         let mut entry = [0; 32];
         entry[..11].copy_from_slice(b"X          ");
-        let checksum = |bytes: &[u8]| {
-            bytes
-                .iter()
-                .fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte))
-        };
-        piece[13] = checksum(&entry[..11]);
+        piece[13] = checksum(&entry);
         let mut name = LongName::default();
         name.add(&piece);
         assert_eq!(name.of(&entry).as_deref(), Some("x"));

@@ -4,8 +4,8 @@
 //! kernel and dosfstools write beyond it (dirty byte in the boot sector).
 //!
 //! Invariant: reserved sectors, all FATs and the fixed root directory always count as used; a volume
-//! that is not cleanly unmounted, whose FATs differ, or which has a file in a free cluster, is a
-//! [`Doubt`].
+//! that is not cleanly unmounted, whose FATs differ, or which has a file in a free cluster or a
+//! folder whose chain contradicts itself, is a [`Doubt`].
 
 mod directory;
 mod tree;
@@ -198,8 +198,7 @@ impl Geometry {
 pub(super) fn usage(volume: &dyn ReadAt, size: u64) -> Result<Usage, Doubt> {
     let ranges = used(volume, size)?;
     let walk = walk::Walk::new(volume, &Geometry::read(volume, size)?);
-    match walk.free {
-        // Readers take what such a cluster holds for a part of the file.
+    match walk.doubt {
         Some(doubt) => Err(doubt),
         None => Ok(Usage {
             ranges,

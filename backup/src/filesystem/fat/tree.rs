@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Geometry;
 use super::directory::{Content, Directory, ENTRY, File};
 use super::walk::Walk;
-use crate::filesystem::links::Links;
+use crate::filesystem::links::{Links, Met};
 use crate::filesystem::tree::{Entry, FileTree, Node, NodeId, NodeKind, TreeError};
 use crate::filesystem::{Doubt, ReadAt};
 
@@ -21,7 +21,7 @@ pub(super) struct Tree {
     volume: Arc<dyn ReadAt + Send + Sync>,
     geometry: Geometry,
     links: Links,
-    walk: Walk,
+    met: Met,
     /// The file that was read last.
     last: RefCell<Option<Open>>,
 }
@@ -42,7 +42,7 @@ impl Tree {
     ) -> Result<Self, TreeError> {
         let geometry = Geometry::read(volume.as_ref(), size).map_err(damaged)?;
         Ok(Self {
-            walk: Walk::new(volume.as_ref(), &geometry),
+            met: Walk::new(volume.as_ref(), &geometry).met,
             links: geometry.links(),
             geometry,
             volume,
@@ -65,19 +65,20 @@ impl Tree {
     }
 
     fn directory(&self, id: NodeId) -> Result<Content, TreeError> {
-        let first = if id.number != ROOT {
-            let file = self.file(id)?;
-            if !file.is_directory {
-                return Err(TreeError::NotFound("it is no folder".to_owned()));
-            }
-            file.first
-        } else if self.geometry.wide {
-            self.geometry.root_cluster
-        } else {
-            return Ok(Content::Fixed(self.geometry.fixed_root()));
-        };
-        self.check_chain(first, 1)?;
-        Ok(Content::Chain(first))
+        if id.number == ROOT {
+            // It can be read also when other folders lead back to it.
+            return Ok(if self.geometry.wide {
+                Content::Chain(self.geometry.root_cluster)
+            } else {
+                Content::Fixed(self.geometry.fixed_root())
+            });
+        }
+        let file = self.file(id)?;
+        if !file.is_directory {
+            return Err(TreeError::NotFound("it is no folder".to_owned()));
+        }
+        self.check_chain(file.first, 1)?;
+        Ok(Content::Chain(file.first))
     }
 
     /// Follows at least `count` clusters of a chain, all of which must be this chain's alone.
@@ -87,7 +88,7 @@ impl Tree {
             // Also makes sure that it is there.
             let after = self.links.after(self.volume.as_ref(), cluster);
             next = after.map_err(damaged)?;
-            if self.walk.is_crossed(cluster) {
+            if self.met.is_crossed(cluster) {
                 return Err(TreeError::Damaged(format!(
                     "cluster {cluster} is in two chains or in a loop"
                 )));

@@ -8,29 +8,24 @@ use super::Geometry;
 use super::directory::{Content, Directory, File};
 use crate::ByteRange;
 use crate::filesystem::extents::FileExtents;
-use crate::filesystem::links::Links;
+use crate::filesystem::links::{Links, Met};
 use crate::filesystem::{Doubt, ReadAt};
 
 /// What was found.
 pub(super) struct Walk {
     pub(super) extents: FileExtents,
-    /// The first file whose chain has a cluster that is free.
-    pub(super) free: Option<Doubt>,
-    /// A bit for each cluster that was met.
-    met: Vec<u8>,
-    /// A bit for each cluster that was met twice, in two chains or in a loop.
-    crossed: Vec<u8>,
+    /// The first thing that could make readers take a free cluster for a file's.
+    pub(super) doubt: Option<Doubt>,
+    pub(super) met: Met,
 }
 
 impl Walk {
     /// Goes through a volume whose geometry fits its size.
     pub(super) fn new(volume: &dyn ReadAt, geometry: &Geometry) -> Self {
-        let bits = geometry.clusters().div_ceil(8) as usize;
         let mut walk = Self {
             extents: FileExtents::new(),
-            free: None,
-            met: vec![0; bits],
-            crossed: vec![0; bits],
+            doubt: None,
+            met: Met::new(geometry.clusters()),
         };
         let links = geometry.links();
         let mut folders = Vec::new();
@@ -52,11 +47,6 @@ impl Walk {
         walk
     }
 
-    /// Whether a cluster is in two chains, or in a loop.
-    pub(super) fn is_crossed(&self, cluster: u32) -> bool {
-        bit(&self.crossed, cluster)
-    }
-
     fn file(
         &mut self,
         volume: &dyn ReadAt,
@@ -69,6 +59,12 @@ impl Walk {
             return;
         }
         let Some(runs) = self.chain(volume, links, file.first) else {
+            if file.is_directory {
+                // What is in it is not looked at.
+                self.doubt.get_or_insert_with(|| {
+                    Doubt::Untrusted(format!("a bad chain of the folder at byte {}", file.place))
+                });
+            }
             return;
         };
         if file.is_directory {
@@ -101,11 +97,9 @@ impl Walk {
             if !links.exists(cluster) {
                 return None;
             }
-            if bit(&self.met, cluster) {
-                set(&mut self.crossed, cluster);
+            if !self.met.meet(cluster) {
                 return None;
             }
-            set(&mut self.met, cluster);
             match runs.last_mut() {
                 Some((first, count)) if u64::from(*first) + *count == u64::from(cluster) => {
                     *count += 1;
@@ -116,7 +110,7 @@ impl Walk {
                 Ok(next) => next,
                 Err(doubt) => {
                     if matches!(doubt, Doubt::Untrusted(_)) {
-                        self.free.get_or_insert(doubt);
+                        self.doubt.get_or_insert(doubt);
                     }
                     return None;
                 }
@@ -124,15 +118,4 @@ impl Walk {
         }
         Some(runs)
     }
-}
-
-/// Clusters count from 2; the caller knows that there is this one.
-fn bit(bits: &[u8], cluster: u32) -> bool {
-    let index = cluster as usize - 2;
-    bits[index / 8] >> (index % 8) & 1 == 1
-}
-
-fn set(bits: &mut [u8], cluster: u32) {
-    let index = cluster as usize - 2;
-    bits[index / 8] |= 1 << (index % 8);
 }
