@@ -125,19 +125,24 @@ pub fn survey_volume(volume: &dyn ReadAt, size: u64) -> Survey {
         Ok(usage) => (Ok(usage.ranges), usage.extents),
         Err(doubt) => (Err(doubt), Vec::new()),
     };
-    let volume = found.map(|found| Volume {
+    let found = found.map(|found| Volume {
         // A FAT does not say how much of it is in use, its clusters do.
         used: found.used.or_else(|| {
             let ranges = used.as_ref().ok()?;
             Some(ranges.iter().map(|range| range.len()).sum())
         }),
+        // NTFS keeps its label in a file.
+        label: found.label.or_else(|| match found.file_system {
+            FileSystemKind::Ntfs => ntfs::label(volume, size),
+            _ => None,
+        }),
         ..found
     });
     Survey {
-        heads: heads(volume.as_ref().map(|volume| volume.file_system), size),
+        heads: heads(found.as_ref().map(|found| found.file_system), size),
         used,
         extents,
-        volume,
+        volume: found,
     }
 }
 
