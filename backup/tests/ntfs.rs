@@ -224,13 +224,27 @@ fn versions_and_flags_that_are_not_known_to_be_sound_are_in_doubt() {
     let mut bytes = good.clone();
     bytes[record_at(&good, 6) + 511] ^= 1;
     assert!(doubt_of(&bytes).contains("MFT record 6 is torn"));
-    // Too short a place, and the one of a partition whose last sector was lost.
+    // A bitmap of 64 clusters.
+    let mut bytes = good.clone();
+    let bitmap = attribute_at(&good, 6, DATA);
+    for size in [48, 56] {
+        bytes[bitmap + size..bitmap + size + 8].copy_from_slice(&8_u64.to_le_bytes());
+    }
+    assert!(doubt_of(&bytes).contains("$Bitmap has 8 bytes"));
+    // Too short a place.
     assert!(doubt_of(&good[..good.len() - 4096]).contains("its place has"));
+    // The copy of the boot sector, which is the last one also of a larger partition.
     let used = used_of(&good).unwrap();
     assert!(covers(
         &used,
         ByteRange::between(good.len() as u64 - 512, good.len() as u64)
     ));
+    let mut bytes = good.clone();
+    bytes.resize(good.len() + 512 * 100, 0);
+    let larger = used_of(&bytes).unwrap();
+    let (end, last) = (bytes.len() as u64, larger.last().unwrap());
+    assert_eq!(*last, ByteRange::between(end - 512, end));
+    assert_eq!(larger[..larger.len() - 1], used);
 }
 
 /// A restart page as Windows writes it: its number, whether a client is in use, and flags.
@@ -352,6 +366,130 @@ fn a_bitmap_that_lacks_a_cluster_in_use_is_in_doubt() {
     let mut bytes = good.clone();
     bytes[40..48].copy_from_slice(&(good.len() as u64 / 512 / 2).to_le_bytes());
     assert!(used_of(&bytes).is_err());
+}
+
+/// An attribute in clusters, without a name: its first cluster, its allocated, whole and written bytes, and
+/// one run.
+fn mapped(kind: u32, first: u64, sizes: &[u8], (start, len): (u64, u64), instance: u8) -> Vec<u8> {
+    let mut attribute = vec![0; 80];
+    attribute[..4].copy_from_slice(&kind.to_le_bytes());
+    attribute[4] = 80;
+    attribute[8] = 1;
+    attribute[14] = instance;
+    attribute[16..24].copy_from_slice(&first.to_le_bytes());
+    attribute[24..32].copy_from_slice(&(first + len - 1).to_le_bytes());
+    attribute[32] = 64;
+    attribute[40..40 + sizes.len()].copy_from_slice(sizes);
+    attribute[64] = 0x44;
+    attribute[65..69].copy_from_slice(&(len as u32).to_le_bytes());
+    attribute[69..73].copy_from_slice(&(start as u32).to_le_bytes());
+    attribute
+}
+
+/// Puts attributes into a record, and the update sequence back.
+fn write_record(image: &mut [u8], number: usize, base: u64, attributes: &[u8]) {
+    let record = record_at(image, number);
+    let record = &mut image[record..record + 1024];
+    let start = usize::from(record[20]);
+    record[22] = 1;
+    record[24..28].copy_from_slice(&((start + attributes.len() + 8) as u32).to_le_bytes());
+    record[32..40].copy_from_slice(&base.to_le_bytes());
+    record[start..].fill(0);
+    record[start..start + attributes.len()].copy_from_slice(attributes);
+    record[start + attributes.len()..][..4].fill(0xff);
+    let sequence = usize::from(record[4]);
+    for part in 1..=2 {
+        let (end, kept) = (part * 512 - 2, sequence + part * 2);
+        let (number, bytes) = (
+            [record[sequence], record[sequence + 1]],
+            [record[end], record[end + 1]],
+        );
+        record[end..end + 2].copy_from_slice(&number);
+        record[kept..kept + 2].copy_from_slice(&bytes);
+    }
+}
+
+#[test]
+fn an_mft_that_is_described_by_several_records_is_read_to_its_end() {
+    if !can_mount() {
+        return;
+    }
+    let mut bytes = small();
+    let before = used_of(&bytes).unwrap();
+    let (start, len) = first_run(&bytes, 0, DATA);
+    let (start, clusters) = (start as u64 / 4096, len as u64 / 4096);
+    let data = attribute_at(&bytes, 0, DATA);
+    let sizes = bytes[data + 40..data + 64].to_vec();
+    let mut attributes = Vec::new();
+    let mut list = Vec::new();
+    let part = 10;
+    let record = 22_u64 | 22 << 48;
+    let mut entry = |kind: u32, first: u64, record: u64, instance: u8| {
+        let mut entry = vec![0; 32];
+        entry[..4].copy_from_slice(&kind.to_le_bytes());
+        entry[4] = 32;
+        entry[7] = 26;
+        entry[8..16].copy_from_slice(&first.to_le_bytes());
+        entry[16..24].copy_from_slice(&record.to_le_bytes());
+        entry[24] = instance;
+        list.extend(entry);
+    };
+    let kept = [0x10, 0x30, 0xb0].map(|kind| {
+        let at = attribute_at(&bytes, 0, kind);
+        bytes[at..at + usize::from(bytes[at + 4])].to_vec()
+    });
+    for (kind, attribute) in [(0x10, &kept[0]), (0x30, &kept[1])] {
+        entry(kind, 0, 1 << 48, attribute[14]);
+    }
+    entry(DATA, 0, 1 << 48, 30);
+    entry(DATA, part, record, 0);
+    entry(0xb0, 0, 1 << 48, kept[2][14]);
+    let mut head = vec![0; 24];
+    head[0] = 0x20;
+    head[4] = 24 + list.len() as u8;
+    head[14] = 31;
+    head[16] = list.len() as u8;
+    head[20] = 24;
+    for piece in [
+        &kept[0],
+        &head,
+        &list,
+        &kept[1],
+        &mapped(DATA, 0, &sizes, (start, part), 30),
+        &kept[2],
+    ] {
+        attributes.extend_from_slice(piece);
+    }
+    write_record(&mut bytes, 0, 0, &attributes);
+    let later = mapped(DATA, part, &[], (start + part, clusters - part), 0);
+    write_record(&mut bytes, 22, 1 << 48, &later);
+    let at = record_at(&bytes, 22) + 16;
+    bytes[at..at + 2].copy_from_slice(&22_u16.to_le_bytes());
+    // The record is taken in the table's own bitmap.
+    let (taken, _) = first_run(&bytes, 0, 0xb0);
+    bytes[taken + 22 / 8] |= 1 << (22 % 8);
+    let mirror = u64::from_le_bytes(bytes[56..64].try_into().unwrap()) as usize * 4096;
+    let table = record_at(&bytes, 0);
+    bytes.copy_within(table..table + 1024, mirror);
+    // That this is a sound volume is for others to say.
+    let folder = images::folder();
+    let image = folder.path().join("image");
+    fs::write(&image, &bytes).unwrap();
+    let path = image.to_str().unwrap();
+    run(PACKAGE, "ntfsfix", &["-n", path]);
+    run(
+        PACKAGE,
+        "ntfsresize",
+        &["--info", "--force", "--no-action", path],
+    );
+
+    let survey = survey_volume(&Memory(&bytes), bytes.len() as u64);
+    assert_eq!(survey.used.unwrap(), before);
+    assert!(survey.extents.len() > 20);
+    // The first part alone does not hold the table.
+    let at = record_at(&bytes, 22) + 22;
+    bytes[at] = 0;
+    assert!(doubt_of(&bytes).contains("record 22 does not extend record 0"));
 }
 
 #[test]

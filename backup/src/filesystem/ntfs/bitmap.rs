@@ -57,7 +57,7 @@ pub(super) fn used(volume: &dyn ReadAt, mft: &Mft, size: u64) -> Result<Vec<Byte
     clusters.end(geometry.clusters);
     let mut used = clusters.used;
     // The copy of the boot sector is behind the last sector, or the last one of a larger partition.
-    let tail = (geometry.sectors + 1) * geometry.sector;
+    let tail = (geometry.sectors * geometry.sector).saturating_add(geometry.sector);
     used.add(ByteRange::between(
         geometry.clusters * geometry.cluster,
         tail.min(size),

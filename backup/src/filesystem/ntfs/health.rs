@@ -66,7 +66,7 @@ fn mirror(volume: &dyn ReadAt, mft: &Mft) -> Result<(), Fault> {
         fix_up(
             &mut bytes,
             MAGIC,
-            &format!("record {number} of the MFT mirror"),
+            format_args!("record {number} of the MFT mirror"),
         )?;
         let original = mft.record(volume, number)?;
         let content = Record::new(number, &original).content();
@@ -141,7 +141,11 @@ fn log_file(volume: &dyn ReadAt, mft: &Mft) -> Result<(), Fault> {
 /// Reads a restart page: its version at 28, the place of its area at 24; in that its number at 0, the first
 /// client in use at 12 (0xffff for none), and flags at 14, of which 2 says cleanly unmounted.
 fn restart(mut page: Vec<u8>) -> Result<Restart, Fault> {
-    fix_up(&mut page, *b"RSTR", "a restart page of $LogFile")?;
+    fix_up(
+        &mut page,
+        *b"RSTR",
+        format_args!("a restart page of $LogFile"),
+    )?;
     let at = usize::from(le16(&page, 24));
     let area = page.get(at..at + 16).filter(|_| at >= 30 && at % 8 == 0);
     let (Some(area), 0..=2) = (area, le16(&page, 28)) else {

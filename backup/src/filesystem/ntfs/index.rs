@@ -61,8 +61,8 @@ pub(super) fn names<E: From<Fault>>(
             if blocks.read(volume, geometry, offset, &mut block)? < size {
                 return Err(damaged("uses a block behind its end").into());
             }
-            let what = format!("block {} of the index of folder {number}", at * 8 + bit);
-            fix_up(&mut block, *b"INDX", &what)?;
+            let what = format_args!("block {} of the index of folder {number}", at * 8 + bit);
+            fix_up(&mut block, *b"INDX", what)?;
             node(&block[24..], number, visit)?;
         }
     }

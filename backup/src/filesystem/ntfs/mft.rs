@@ -23,7 +23,7 @@ impl Mft {
     pub(super) fn open(volume: &dyn ReadAt, geometry: Geometry) -> Result<Self, Fault> {
         let mut bytes = vec![0; geometry.record];
         volume.read_at(geometry.mft * geometry.cluster, &mut bytes)?;
-        fix_up(&mut bytes, MAGIC, "MFT record 0")?;
+        fix_up(&mut bytes, MAGIC, format_args!("MFT record 0"))?;
         let record = Record::new(MFT, &bytes);
         let first = part(record, 0)?;
         if !record.in_use() || record.base().is_some() {
@@ -83,7 +83,7 @@ impl Mft {
     pub(super) fn record(&self, volume: &dyn ReadAt, number: u64) -> Result<Vec<u8>, Fault> {
         let mut bytes = vec![0; self.geometry.record];
         self.raw(volume, number, &mut bytes)?;
-        fix_up(&mut bytes, MAGIC, &format!("MFT record {number}"))?;
+        fix_up(&mut bytes, MAGIC, format_args!("MFT record {number}"))?;
         Ok(bytes)
     }
 

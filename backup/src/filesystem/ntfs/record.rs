@@ -3,6 +3,8 @@
 //! Invariant: an [`Attribute`] is given out only after every length in it was checked to lie within the
 //! record; sectors torn apart by a failed write are found by the update sequence.
 
+use std::fmt::Arguments;
+
 use super::Fault;
 use crate::little_endian::{le16, le32, le64};
 
@@ -25,7 +27,7 @@ pub(super) const INDEX_BITMAP: u32 = 0xb0;
 pub(super) const REPARSE_POINT: u32 = 0xc0;
 
 /// Checks a record's magic number and update sequence, and puts the replaced bytes back.
-pub(super) fn fix_up(bytes: &mut [u8], magic: [u8; 4], what: &str) -> Result<(), Fault> {
+pub(super) fn fix_up(bytes: &mut [u8], magic: [u8; 4], what: Arguments<'_>) -> Result<(), Fault> {
     let damaged = |reason: &str| Err(Fault::Damaged(format!("{what} {reason}")));
     if bytes.len() < STRIDE || bytes[..4] != magic {
         return damaged("has no signature");

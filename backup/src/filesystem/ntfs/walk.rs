@@ -51,7 +51,7 @@ impl Walk<'_> {
         if bytes[..4] == [0; 4] && number >= FIRST_USER_RECORD {
             return Ok(());
         }
-        fix_up(bytes, MAGIC, &format!("MFT record {number}"))?;
+        fix_up(bytes, MAGIC, format_args!("MFT record {number}"))?;
         let record = Record::new(number, bytes);
         if !record.in_use() {
             return Ok(());
