@@ -13,7 +13,8 @@ use backup::filesystem::{Doubt, survey_volume};
 use backup::manifest::FileSystemKind;
 use images::{Image, Memory, assert_in_order_inside, copy_in_garbage, noise, run};
 use ntfs_volumes::{
-    MIB, Mount, PACKAGE, attribute_at, can_mount, fill, first_run, format, record_at, seen,
+    MIB, Mount, PACKAGE, attribute_at, can_mount, fill, first_run, format, mapped, record_at,
+    restart_page, seen, write_record,
 };
 use proptest::prelude::{any, prop_assert, proptest};
 
@@ -247,26 +248,6 @@ fn versions_and_flags_that_are_not_known_to_be_sound_are_in_doubt() {
     assert_eq!(larger[..larger.len() - 1], used);
 }
 
-/// A restart page as Windows writes it: its number, whether a client is in use, and flags.
-fn restart_page(number: u64, client: u16, flags: u16) -> Vec<u8> {
-    let mut page = vec![0; 4096];
-    page[..4].copy_from_slice(b"RSTR");
-    page[4..8].copy_from_slice(&[30, 0, 9, 0]);
-    page[16..20].copy_from_slice(&4096_u32.to_le_bytes());
-    page[20..24].copy_from_slice(&4096_u32.to_le_bytes());
-    page[24..26].copy_from_slice(&48_u16.to_le_bytes());
-    page[26..30].copy_from_slice(&[1, 0, 1, 0]);
-    page[48..56].copy_from_slice(&number.to_le_bytes());
-    page[56..64].copy_from_slice(&[1, 0, 0xff, 0xff, 0, 0, 0, 0]);
-    page[60..62].copy_from_slice(&client.to_le_bytes());
-    page[62..64].copy_from_slice(&flags.to_le_bytes());
-    page[30..32].copy_from_slice(&[7, 7]);
-    for part in 1..=8 {
-        page[part * 512 - 2..part * 512].copy_from_slice(&[7, 7]);
-    }
-    page
-}
-
 #[test]
 fn a_log_is_clean_when_the_newer_restart_page_says_so() {
     let folder = images::folder();
@@ -366,47 +347,6 @@ fn a_bitmap_that_lacks_a_cluster_in_use_is_in_doubt() {
     let mut bytes = good.clone();
     bytes[40..48].copy_from_slice(&(good.len() as u64 / 512 / 2).to_le_bytes());
     assert!(used_of(&bytes).is_err());
-}
-
-/// An attribute in clusters, without a name: its first cluster, its allocated, whole and written bytes, and
-/// one run.
-fn mapped(kind: u32, first: u64, sizes: &[u8], (start, len): (u64, u64), instance: u8) -> Vec<u8> {
-    let mut attribute = vec![0; 80];
-    attribute[..4].copy_from_slice(&kind.to_le_bytes());
-    attribute[4] = 80;
-    attribute[8] = 1;
-    attribute[14] = instance;
-    attribute[16..24].copy_from_slice(&first.to_le_bytes());
-    attribute[24..32].copy_from_slice(&(first + len - 1).to_le_bytes());
-    attribute[32] = 64;
-    attribute[40..40 + sizes.len()].copy_from_slice(sizes);
-    attribute[64] = 0x44;
-    attribute[65..69].copy_from_slice(&(len as u32).to_le_bytes());
-    attribute[69..73].copy_from_slice(&(start as u32).to_le_bytes());
-    attribute
-}
-
-/// Puts attributes into a record, and the update sequence back.
-fn write_record(image: &mut [u8], number: usize, base: u64, attributes: &[u8]) {
-    let record = record_at(image, number);
-    let record = &mut image[record..record + 1024];
-    let start = usize::from(record[20]);
-    record[22] = 1;
-    record[24..28].copy_from_slice(&((start + attributes.len() + 8) as u32).to_le_bytes());
-    record[32..40].copy_from_slice(&base.to_le_bytes());
-    record[start..].fill(0);
-    record[start..start + attributes.len()].copy_from_slice(attributes);
-    record[start + attributes.len()..][..4].fill(0xff);
-    let sequence = usize::from(record[4]);
-    for part in 1..=2 {
-        let (end, kept) = (part * 512 - 2, sequence + part * 2);
-        let (number, bytes) = (
-            [record[sequence], record[sequence + 1]],
-            [record[end], record[end + 1]],
-        );
-        record[end..end + 2].copy_from_slice(&number);
-        record[kept..kept + 2].copy_from_slice(&bytes);
-    }
 }
 
 #[test]
