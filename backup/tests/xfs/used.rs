@@ -9,7 +9,7 @@ use backup::manifest::FileSystemKind;
 use crate::files::{Place, assert_tree_is};
 use crate::images::{self, assert_in_order_inside, copy_in_garbage, noise, run};
 use crate::made::{
-    MIB, Mount, PACKAGE, aged, assert_doubt, assert_sound, make, no_mounts, prototype, survey, text,
+    MIB, Mount, PACKAGE, aged, assert_sound, make, no_mounts, prototype, survey, text,
 };
 
 /// Numbers that xfs_db prints as `name = number`.
@@ -44,6 +44,7 @@ fn assert_free_as_xfs_db_says(image: &Path, used: &[ByteRange]) {
     let listed = run(PACKAGE, "xfs_db", &["-r", "-c", "freesp -d", text(image)]);
     let mut free: Vec<(u64, u64)> = listed
         .lines()
+        .skip(1)
         .map_while(|line| {
             let fields = line.split_whitespace().map(str::parse::<u64>);
             match fields.collect::<Result<Vec<_>, _>>().ok()?[..] {
@@ -127,5 +128,192 @@ fn all_come_back(size: u64, sets: &[&[&str]]) {
 
 #[test]
 fn version_5_comes_back_from_its_used_blocks() {
-    all_come_back(96 * MIB, &[&[], &["-b", "size=1024", "-m", "reflink=1"]]);
+    all_come_back(
+        96 * MIB,
+        &[
+            &[],
+            &["-b", "size=1024", "-m", "reflink=1,rmapbt=1,bigtime=1"],
+        ],
+    );
+}
+
+#[test]
+fn version_5_comes_back_with_other_sectors_groups_and_inodes() {
+    all_come_back(
+        96 * MIB,
+        &[
+            &["-s", "size=4096", "-d", "agcount=5", "-i", "nrext64=1"],
+            &[
+                "-m",
+                "finobt=0,reflink=0,inobtcount=0,bigtime=0",
+                "-i",
+                "size=1024,sparse=0",
+                "-b",
+                "size=2048",
+                "-n",
+                "size=16384",
+                "-l",
+                "su=32768",
+            ],
+        ],
+    );
+}
+
+#[test]
+fn version_4_comes_back_from_its_used_blocks() {
+    for options in [
+        &["-m", "crc=0"][..],
+        &[
+            "-m",
+            "crc=0",
+            "-b",
+            "size=1024",
+            "-n",
+            "size=4096",
+            "-i",
+            "size=256",
+        ],
+        &[
+            "-m",
+            "crc=0",
+            "-b",
+            "size=512",
+            "-n",
+            "ftype=0",
+            "-l",
+            "lazy-count=0,version=1",
+        ],
+        &["-m", "crc=0", "-s", "size=4096", "-l", "su=16384"],
+    ] {
+        let folder = images::folder();
+        let (source, image) = prototype(folder.path(), 64 * MIB, options);
+        assert_tree_is(&image, Place::Files(&source));
+        assert_comes_back(folder.path(), &image);
+        assert_tree_is(&folder.path().join("copy"), Place::Files(&source));
+    }
+}
+
+#[test]
+fn a_new_file_system_has_a_clean_log() {
+    for options in [
+        &[][..],
+        &["-l", "su=65536"],
+        &["-l", "size=12m", "-s", "size=4096"],
+        &["-m", "crc=0", "-l", "version=1"],
+    ] {
+        let folder = images::folder();
+        let image = make(folder.path(), 64 * MIB, options);
+        let used = survey(&image).0.used.unwrap();
+        assert_free_as_xfs_db_says(&image, &used);
+    }
+}
+
+#[test]
+fn another_uuid_and_label_change_nothing() {
+    let folder = images::folder();
+    let image = make(folder.path(), 64 * MIB, &[]);
+    let before = survey(&image).0;
+    let new = "01234567-89ab-4cde-8f01-23456789abcd";
+    run(
+        PACKAGE,
+        "xfs_admin",
+        &["-U", new, "-L", "renamed", text(&image)],
+    );
+    let after = survey(&image).0;
+    let volume = after.volume.unwrap();
+    assert_eq!(volume.uuid.as_deref(), Some(new));
+    assert_eq!(volume.label.as_deref(), Some("renamed"));
+    assert_eq!(after.used.unwrap(), before.used.unwrap());
+}
+
+#[test]
+fn inode_chunks_with_holes_come_back() {
+    if let Some(reason) = no_mounts() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let folder = images::folder();
+    let image = make(folder.path(), 32 * MIB, &["-i", "sparse=1"]);
+    let mount = Mount::new(&image, folder.path().join("mount"), "rw");
+    // Full of files of a block, then every second one gone: no room for a whole chunk is left.
+    let mut count = 0;
+    while fs::write(mount.path.join(format!("{count}")), [1; 4096]).is_ok() {
+        count += 1;
+    }
+    assert!(count > 1000, "only {count} files");
+    run("coreutils", "sync", &["-f", text(&mount.path)]);
+    for number in (0..count).step_by(2) {
+        fs::remove_file(mount.path.join(format!("{number}"))).unwrap();
+    }
+    for number in 0..count {
+        if fs::write(mount.path.join(format!("new{number}")), []).is_err() {
+            break;
+        }
+    }
+    mount.unmount();
+    let chunks = run(
+        PACKAGE,
+        "xfs_db",
+        &[
+            "-r",
+            "-c",
+            "agi 0",
+            "-c",
+            "addr root",
+            "-c",
+            "p",
+            text(&image),
+        ],
+    );
+    println!("{chunks}");
+    assert_tree_is(&image, Place::Image);
+    assert_comes_back(folder.path(), &image);
+}
+
+#[test]
+fn files_lie_where_their_extents_say() {
+    if let Some(reason) = no_mounts() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let folder = images::folder();
+    let image = aged(folder.path(), 96 * MIB, &["-m", "reflink=1"]);
+    let extents = survey(&image).0.extents;
+    for pair in extents.windows(2) {
+        assert!(pair[0].range.end() <= pair[1].range.start());
+    }
+    let group_bytes = {
+        let one = |name| numbers(&image, &["sb 0", "p"], name)[0];
+        one("agblocks") * one("blocksize")
+    };
+    let mount = Mount::new(&image, folder.path().join("mount"), "ro");
+    let mut pieces = 0;
+    for name in ["pieces", "late", "reserved", "file59", "holes"] {
+        let file = mount.path.join(name);
+        // number: [from..to]: from..to group (from..to) count flags, in sectors of 512 bytes.
+        let map = run(PACKAGE, "xfs_io", &["-r", "-c", "bmap -vp", text(&file)]);
+        for line in map.lines().skip(2).filter(|line| !line.contains("hole")) {
+            let numbers: Vec<u64> = line
+                .split(|sign: char| !sign.is_ascii_digit())
+                .filter(|number| !number.is_empty())
+                .map(|number| number.parse().unwrap())
+                .collect();
+            let [_, file_from, file_to, from, to, group, within, ..] = numbers[..] else {
+                panic!("{line}");
+            };
+            let unwritten = numbers.get(9).is_some_and(|flags| flags / 10_000 % 10 == 1);
+            assert_eq!(group * group_bytes / 512 + within, from, "{line}");
+            let (start, end) = (from * 512, (to + 1) * 512);
+            assert_eq!(file_to - file_from, to - from);
+            let found = extents.iter().find(|extent| {
+                extent.range.start() <= start
+                    && end <= extent.range.end()
+                    && extent.file_offset + (start - extent.range.start()) == file_from * 512
+            });
+            assert_eq!(found.is_none(), unwritten, "{name}: {line}");
+            pieces += 1;
+        }
+    }
+    assert!(pieces > 1000, "only {pieces} extents were compared");
+    mount.unmount();
 }

@@ -7,7 +7,7 @@
 //! xfs_repair write such a record too.
 //!
 //! Invariant: stricter than the kernel, which looks for the head by halves: all blocks are read, and a
-//! number that drops twice, or rises, is no clean log.
+//! number that rises, or drops by more than one, is no clean log. Blocks that were never written bear 0.
 
 use super::big_endian::{be32, be64};
 use super::superblock::Superblock;
@@ -67,6 +67,11 @@ pub(super) fn check_clean(volume: &dyn ReadAt, superblock: &Superblock) -> Resul
     }
 }
 
+/// Whether round `next` comes after `round`.
+fn follows(round: u32, next: u32) -> bool {
+    round.checked_add(1) == Some(next)
+}
+
 fn find_head(volume: &dyn ReadAt, start: u64, blocks: u64) -> Result<Head, Fault> {
     let mut piece = vec![0; PIECE.min(blocks * BLOCK) as usize];
     let mut first = None;
@@ -84,12 +89,14 @@ fn find_head(volume: &dyn ReadAt, start: u64, blocks: u64) -> Result<Head, Fault
             let round = be32(bytes, if is_record { 4 } else { 0 });
             let first = *first.get_or_insert(round);
             if number > 0 && round != previous {
-                let drops =
-                    previous == first && (round == 0 || round.checked_add(1) == Some(first));
-                if head.is_some() || !drops {
-                    return Err(unsupported("its log was written in part"));
+                let drops = previous == first && (round == 0 || follows(round, first));
+                // xfs_repair and xfs_db leave zeros behind the unmount record, then the round before.
+                let ends_zeros = head.is_some() && previous == 0 && follows(round, first);
+                match head {
+                    None if drops => head = Some(number),
+                    Some(_) if ends_zeros => {}
+                    _ => return Err(unsupported("its log was written in part")),
                 }
-                head = Some(number);
             }
             previous = round;
             if is_record {
