@@ -7,10 +7,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use backup::filesystem::tree::{self, FileTree, NodeId, NodeKind};
+use backup::filesystem::tree::{self, FileTree, NodeId, NodeKind, TreeError};
 
 use crate::images::{self, Image};
-use crate::made::Mount;
+use crate::made::{MIB, Mount, make, no_mounts};
 
 /// What a tree is compared with.
 pub(crate) enum Place<'a> {
@@ -142,4 +142,51 @@ fn assert_content(tree: &dyn FileTree, id: NodeId, path: &Path) {
     }
     assert_eq!(at, expected.len(), "{path:?}");
     assert_eq!(tree.read(id, u64::MAX - 5, &mut buffer), Ok(0));
+}
+
+#[test]
+fn inode_numbers_of_more_than_32_bits_are_followed() {
+    if let Some(reason) = no_mounts() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    // Four groups of nearly 1 TiB, of which nearly nothing is ever written.
+    let folder = images::folder();
+    let options = ["-d", "agcount=4", "-l", "size=64m", "-K"];
+    let image = make(folder.path(), (4 << 40) - (1 << 30), &options);
+    let mount = Mount::new(&image, folder.path().join("mount"), "rw");
+    for number in 0..8 {
+        let sub = mount.path.join(format!("folder{number}"));
+        fs::create_dir(&sub).unwrap();
+        fs::write(sub.join("file"), format!("{number}")).unwrap();
+    }
+    mount.unmount();
+    let tree = open(&image);
+    let wide = |id: &NodeId| id.number > u64::from(u32::MAX);
+    assert!(names(tree.as_ref(), tree.root()).values().any(wide));
+    assert_tree_is(&image, Place::Image);
+    let used = crate::made::survey(&image).0.used.unwrap();
+    let bytes: u64 = used.iter().map(|range| range.len()).sum();
+    assert!(bytes < 80 * MIB, "{bytes} bytes in use");
+}
+
+#[test]
+fn what_is_no_folder_file_or_link_is_refused() {
+    let folder = images::folder();
+    let (_, image) = crate::made::prototype(folder.path(), 64 * MIB, &[]);
+    let tree = open(&image);
+    let names = names(tree.as_ref(), tree.root());
+    let (root, file, link) = (tree.root(), names[&b"large"[..]], names[&b"link"[..]]);
+    let mut buffer = [0; 10];
+    assert!(tree.read(root, 0, &mut buffer).is_err());
+    assert!(tree.read(link, 0, &mut buffer).is_err());
+    assert!(tree.link_target(file).is_err());
+    assert!(tree.entries(file, &mut |_| Ok(())).is_err());
+    assert_eq!(tree.link_target(link).unwrap(), b"sub/many");
+    for number in [0, 1, root.number + 60, u64::MAX, 1 << 55] {
+        assert!(tree.node(NodeId { tree: 0, number }).is_err(), "{number}");
+    }
+    assert!(tree.node(NodeId { tree: 1, ..root }).is_err());
+    let end = tree.entries(root, &mut |_| Err(TreeError::NotFound("enough".to_owned())));
+    assert_eq!(end, Err(TreeError::NotFound("enough".to_owned())));
 }

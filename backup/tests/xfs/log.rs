@@ -153,6 +153,10 @@ fn features_that_are_not_known_and_marks_of_damage_are_doubts() {
     assert_doubt(&copy, "(the superblock says 17)");
     write("dblocks", "9999999");
     assert_doubt(&copy, "9999999 blocks");
-    write("label", "\"plain\"");
+    write("fname", "\"plain\"");
     survey(&copy).0.used.unwrap();
+    assert!(!open(&copy).ignores_case());
+    let image = make(folder.path(), 64 * MIB, &["-n", "version=ci"]);
+    survey(&image).0.used.unwrap();
+    assert!(open(&image).ignores_case());
 }

@@ -317,3 +317,25 @@ fn files_lie_where_their_extents_say() {
     assert!(pieces > 1000, "only {pieces} extents were compared");
     mount.unmount();
 }
+
+#[test]
+fn a_file_system_that_grew_comes_back() {
+    if let Some(reason) = no_mounts() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let folder = images::folder();
+    let image = make(folder.path(), 40 * MIB, &["-d", "agcount=2"]);
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&image)
+        .unwrap()
+        .set_len(90 * MIB + 512)
+        .unwrap();
+    let mount = Mount::new(&image, folder.path().join("mount"), "rw");
+    fs::write(mount.path.join("before"), noise(1, 5_000_000)).unwrap();
+    run(PACKAGE, "xfs_growfs", &["-d", text(&mount.path)]);
+    fs::write(mount.path.join("after"), noise(2, 50_000_000)).unwrap();
+    mount.unmount();
+    assert_comes_back(folder.path(), &image);
+}
