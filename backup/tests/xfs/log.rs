@@ -77,7 +77,7 @@ fn a_log_that_went_around_is_clean_after_an_unmount_and_dirty_before() {
     );
     let copy = folder.path().join("copy");
     let mut heads = Vec::new();
-    for turn in 0..8u64 {
+    for turn in 0..6u64 {
         let mount = Mount::new(&image, folder.path().join("mount"), "rw");
         let many = mount.path.join("many");
         for _ in 0..=turn % 3 {

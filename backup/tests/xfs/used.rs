@@ -129,7 +129,7 @@ fn all_come_back(size: u64, sets: &[&[&str]]) {
 #[test]
 fn version_5_comes_back_from_its_used_blocks() {
     all_come_back(
-        96 * MIB,
+        88 * MIB,
         &[
             &[],
             &["-b", "size=1024", "-m", "reflink=1,rmapbt=1,bigtime=1"],
@@ -140,9 +140,9 @@ fn version_5_comes_back_from_its_used_blocks() {
 #[test]
 fn version_5_comes_back_with_other_sectors_groups_and_inodes() {
     all_come_back(
-        96 * MIB,
+        88 * MIB,
         &[
-            &["-s", "size=4096", "-d", "agcount=5", "-i", "nrext64=1"],
+            &["-s", "size=4096", "-d", "agcount=4", "-i", "nrext64=1"],
             &[
                 "-m",
                 "finobt=0,reflink=0,inobtcount=0,bigtime=0",
@@ -279,7 +279,7 @@ fn files_lie_where_their_extents_say() {
         return;
     }
     let folder = images::folder();
-    let image = aged(folder.path(), 96 * MIB, &["-m", "reflink=1"]);
+    let image = aged(folder.path(), 88 * MIB, &["-m", "reflink=1"]);
     let extents = survey(&image).0.extents;
     for pair in extents.windows(2) {
         assert!(pair[0].range.end() <= pair[1].range.start());

@@ -53,7 +53,7 @@ impl From<Fault> for TreeError {
         match fault {
             Fault::Read(error) => Self::Read(error),
             Fault::Damaged(reason) => Self::Damaged(reason),
-            Fault::Unsupported(what) => Self::Unsupported(format!("an XFS volume: {what}")),
+            Fault::Unsupported(what) => Self::Unsupported(format!("this XFS ({what})")),
         }
     }
 }
