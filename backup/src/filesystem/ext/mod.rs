@@ -11,6 +11,7 @@
 mod groups;
 mod inodes;
 mod superblock;
+mod tree;
 
 use std::sync::Arc;
 
@@ -29,10 +30,10 @@ pub(super) fn usage(volume: &dyn ReadAt, size: u64) -> Result<Usage, Doubt> {
 
 /// The files of a volume of `size` bytes.
 pub(super) fn open(
-    _volume: Arc<dyn ReadAt + Send + Sync>,
-    _size: u64,
+    volume: Arc<dyn ReadAt + Send + Sync>,
+    size: u64,
 ) -> Result<Box<dyn FileTree>, TreeError> {
-    Err(TreeError::Unsupported("the files of ext".to_owned()))
+    Ok(Box::new(tree::ExtTree::open(volume, size)?))
 }
 
 fn doubt(reason: impl Into<String>) -> Doubt {

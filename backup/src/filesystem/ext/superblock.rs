@@ -117,6 +117,25 @@ impl Superblock {
         Ok(superblock)
     }
 
+    /// Reads it for reading files, with its bytes: a file system that is not clean, or whose bitmaps this
+    /// program does not understand, may still have files that it does.
+    pub(super) fn read_for_files(
+        volume: &dyn ReadAt,
+        size: u64,
+    ) -> Result<(Self, [u8; LEN]), Doubt> {
+        let mut bytes = [0; LEN];
+        if size < OFFSET + LEN as u64 {
+            return Err(doubt("an ext volume of less than 2048 bytes"));
+        }
+        volume.read_at(OFFSET, &mut bytes)?;
+        if le16(&bytes, 56) != 0xef53 {
+            return Err(doubt("no ext superblock"));
+        }
+        check_revision(&bytes)?;
+        let checksums = checksums(&bytes)?;
+        Ok((numbers(&bytes, size, checksums)?, bytes))
+    }
+
     /// Whether a group holds a copy of the superblock (`ext2fs_bg_has_super`).
     pub(super) fn has_super(&self, group: u64) -> bool {
         if group == 0 {
