@@ -1,10 +1,13 @@
 //! The operators' commands: what they print and what they end with.
 //!
-//! Every command but `verify` asks the running server through its control socket; `verify` reads the
-//! store itself and needs no server. What people read goes to standard output in tables, what
+//! Commands about machines and jobs ask the running server through its control socket; `verify`, `files` and
+//! the catalogue read the store itself and need no server. What people read goes to standard output in tables, what
 //! programs read (`--json`) as JSON; what is only said goes to standard error.
 
 mod booting;
+mod catalogue;
+mod file_options;
+mod files;
 mod lists;
 mod options;
 mod start;
@@ -19,7 +22,8 @@ pub(crate) use options::OperatorCommand;
 
 use crate::cli::ExitCode;
 use crate::control_client::{ClientError, ControlClient};
-use crate::store::StoreError;
+use crate::files::FilesError;
+use crate::store::{Store, StoreError};
 
 /// Why a command did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +60,15 @@ pub(crate) enum CommandError {
         /// How many restore points.
         restore_points: usize,
     },
+    /// Files of a restore point cannot be shown or taken out.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// Some files could not be read or written; it was said which.
+    #[error("{failed} could not be read or written; they are named above, the rest was done")]
+    NotAll {
+        /// How many.
+        failed: u64,
+    },
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[from] std::io::Error),
@@ -81,12 +94,16 @@ impl CommandError {
             Self::Client(ClientError::NoRights(_)) => ExitCode::NoRights,
             Self::Client(ClientError::Connect { .. })
             | Self::Store(_)
+            | Self::Files(FilesError::Store(_) | FilesError::Output { .. })
             | Self::Output(_)
             | Self::Picture { .. } => ExitCode::System,
             Self::NoStore(_) => ExitCode::Missing,
-            Self::Client(_) | Self::JobEnded { .. } | Self::Damaged { .. } | Self::Json(_) => {
-                ExitCode::Failure
-            }
+            Self::Client(_)
+            | Self::JobEnded { .. }
+            | Self::Damaged { .. }
+            | Self::Files(_)
+            | Self::NotAll { .. }
+            | Self::Json(_) => ExitCode::Failure,
         }
     }
 }
@@ -108,7 +125,20 @@ pub(crate) fn run(command: &OperatorCommand, data_directory: PathBuf) -> Result<
         OperatorCommand::Restore(args) => start::restore(&client, args),
         OperatorCommand::Cancel { job, list } => start::cancel(&client, job, list),
         OperatorCommand::Verify(args) => verify::run(&data_directory, args),
+        OperatorCommand::Files(args) => files::run(&data_directory, &args.command),
+        OperatorCommand::Items(args) => files::items(&data_directory, args),
+        OperatorCommand::Show(args) => catalogue::show(&data_directory, args),
+        OperatorCommand::Compare(args) => catalogue::compare(&data_directory, args),
+        OperatorCommand::Versions(args) => catalogue::versions(&data_directory, args),
     }
+}
+
+/// The store of a data directory, for reading beside a server or without one.
+fn open_store(data_directory: &std::path::Path) -> Result<Store, CommandError> {
+    if !data_directory.join("store").join("packs").is_dir() {
+        return Err(CommandError::NoStore(data_directory.to_owned()));
+    }
+    Ok(Store::look(data_directory)?)
 }
 
 /// Prints a value as one JSON document.

@@ -6,6 +6,8 @@ use backup::plan::DiskChoice;
 use clap::{Args, Subcommand, ValueEnum};
 use protocol::api::NextBoot;
 
+use super::file_options::{CompareArgs, FilesArgs, ItemsArgs, VersionsArgs};
+
 /// What operators do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum OperatorCommand {
@@ -36,6 +38,16 @@ pub(crate) enum OperatorCommand {
     },
     /// Read the store back and compare every chunk with its digest
     Verify(VerifyArgs),
+    /// List the restore points of a machine
+    Versions(VersionsArgs),
+    /// Show what is in a restore point
+    Show(ItemsArgs),
+    /// Show what differs between two restore points
+    Compare(CompareArgs),
+    /// List what can be recovered from a restore point
+    Items(ItemsArgs),
+    /// Browse the files in a restore point and take them out
+    Files(FilesArgs),
 }
 
 /// How something is printed.

@@ -37,6 +37,7 @@ mod publish;
 pub(crate) mod record;
 pub(crate) mod restore_points;
 pub(crate) mod verify;
+pub(crate) mod volume_reader;
 
 #[cfg(test)]
 mod tests;

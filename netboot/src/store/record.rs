@@ -130,6 +130,18 @@ impl Checker {
     }
 }
 
+impl Checker {
+    /// The plain bytes of a frame, checked as by [`Self::check`].
+    pub(super) fn decode(
+        &mut self,
+        header: &RecordHeader,
+        frame: &[u8],
+    ) -> Result<&[u8], RecordError> {
+        self.check(header, frame)?;
+        Ok(&self.plain[..header.plain_len as usize])
+    }
+}
+
 /// The record of `plain`, as an agent makes it.
 #[cfg(test)]
 pub(crate) fn record_of(plain: &[u8]) -> Vec<u8> {
