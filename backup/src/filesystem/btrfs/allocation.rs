@@ -58,6 +58,19 @@ fn go_on(_: Item<'_>) -> Result<ControlFlow<()>, Fault> {
     Ok(ControlFlow::Continue(()))
 }
 
+/// Where a subvolume begins; snapshots share blocks, so its blocks may say that they are another's.
+pub(super) fn subvolume(
+    blocks: &TreeBlocks<'_>,
+    superblock: &Superblock,
+    id: u64,
+) -> Result<Root, Fault> {
+    let root = root(blocks, superblock, id)?;
+    Ok(Root {
+        owner: None,
+        ..root
+    })
+}
+
 /// Where a tree begins, from the root tree.
 fn root(blocks: &TreeBlocks<'_>, superblock: &Superblock, id: u64) -> Result<Root, Fault> {
     let mut found = None;
@@ -128,7 +141,11 @@ impl<'a> Survey<'a> {
 
     fn add(&mut self, item: Item<'_>, len: u64) -> Result<(), Fault> {
         let start = item.key.object;
-        let bad = || Fault::damaged(format!("the extent of {len} bytes at {start} makes no sense"));
+        let bad = || {
+            Fault::damaged(format!(
+                "the extent of {len} bytes at {start} makes no sense"
+            ))
+        };
         if item.data.len() < 24 {
             return Err(bad());
         }
@@ -245,7 +262,10 @@ fn check_covered(blocks: Vec<u64>, node_size: u64, used: &[ByteRange]) -> Result
     for block in blocks {
         let range = ByteRange::between(block, block + node_size);
         let after = used.partition_point(|used| used.start() <= block);
-        if !after.checked_sub(1).is_some_and(|index| used[index].contains(range)) {
+        if !after
+            .checked_sub(1)
+            .is_some_and(|index| used[index].contains(range))
+        {
             return Err(Fault::damaged(format!(
                 "the tree block at {block} is in no extent"
             )));

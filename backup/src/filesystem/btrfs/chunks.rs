@@ -86,7 +86,11 @@ impl Chunks {
         };
         let logical: Vec<_> = chunks.iter().map(|chunk| chunk.logical).collect();
         let chunks = Self(chunks);
-        let physical: Vec<_> = chunks.on_volume().into_iter().map(|(range, _)| range).collect();
+        let physical: Vec<_> = chunks
+            .on_volume()
+            .into_iter()
+            .map(|(range, _)| range)
+            .collect();
         if overlap(&logical) || overlap(&physical) {
             return Err(Fault::damaged("chunks overlap"));
         }
@@ -188,8 +192,7 @@ fn chunk(superblock: &Superblock, key: Key, item: &[u8]) -> Result<Chunk, Fault>
         let inside = start
             .checked_add(len)
             .is_some_and(|end| end <= superblock.size);
-        let here =
-            le64(stripe, 0) == superblock.device && stripe[16..32] == superblock.device_uuid;
+        let here = le64(stripe, 0) == superblock.device && stripe[16..32] == superblock.device_uuid;
         if !inside || !here || !aligned(*start) {
             return Err(bad());
         }

@@ -11,6 +11,8 @@
 
 mod allocation;
 mod chunks;
+mod compression;
+mod files;
 mod superblock;
 mod tree_blocks;
 
@@ -65,8 +67,8 @@ pub(super) fn usage(volume: &dyn ReadAt, size: u64) -> Result<Usage, Doubt> {
 
 /// The files of a volume of `size` bytes.
 pub(super) fn open(
-    _volume: Arc<dyn ReadAt + Send + Sync>,
-    _size: u64,
+    volume: Arc<dyn ReadAt + Send + Sync>,
+    size: u64,
 ) -> Result<Box<dyn FileTree>, TreeError> {
-    Err(TreeError::Unsupported("the files of Btrfs".to_owned()))
+    Ok(Box::new(files::Files::open(volume, size)?))
 }

@@ -1,8 +1,8 @@
 //! The Btrfs superblock: checksum, features, and numbers checked against each other and the volume.
 
 use super::Fault;
-use crate::filesystem::crc::crc32c;
 use crate::filesystem::ReadAt;
+use crate::filesystem::crc::crc32c;
 use crate::little_endian::{le16, le32, le64};
 
 /// Where superblocks are (`btrfs_sb_offset`), as far as the volume reaches.

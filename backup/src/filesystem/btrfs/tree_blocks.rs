@@ -23,6 +23,10 @@ const POINTER_LEN: usize = 33;
 
 /// Kinds of keys, `include/uapi/linux/btrfs_tree.h`.
 pub(super) mod kind {
+    pub(in super::super) const INODE_ITEM: u8 = 1;
+    pub(in super::super) const DIR_INDEX: u8 = 96;
+    pub(in super::super) const EXTENT_DATA: u8 = 108;
+    pub(in super::super) const ROOT_REF: u8 = 156;
     pub(in super::super) const ROOT_ITEM: u8 = 132;
     pub(in super::super) const EXTENT_ITEM: u8 = 168;
     pub(in super::super) const METADATA_ITEM: u8 = 169;
@@ -178,9 +182,10 @@ impl<'a> TreeBlocks<'a> {
         let start = expected.root.block;
         let range = ByteRange::new(start, self.superblock.node_size)
             .map_err(|_| Fault::damaged(format!("a tree block at {start}")))?;
-        let place = self.chunks.places(range).next().ok_or_else(|| {
-            Fault::damaged(format!("the tree block at {start} is in no chunk"))
-        })?;
+        let place =
+            self.chunks.places(range).next().ok_or_else(|| {
+                Fault::damaged(format!("the tree block at {start} is in no chunk"))
+            })?;
         let mut block = vec![0; self.superblock.node_size as usize];
         self.volume.read_at(place, &mut block)?;
         self.check(&block, expected)
@@ -202,8 +207,7 @@ impl<'a> TreeBlocks<'a> {
                 "the UUID of another file system",
             ),
             (
-                le64(block, 80) == root.generation
-                    && root.generation <= self.superblock.generation,
+                le64(block, 80) == root.generation && root.generation <= self.superblock.generation,
                 "another generation",
             ),
             (block[100] == root.level, "another level"),
@@ -215,7 +219,11 @@ impl<'a> TreeBlocks<'a> {
         if let Some((_, what)) = demands.iter().find(|(met, _)| !met) {
             return Err(what);
         }
-        let width = if root.level == 0 { ITEM_LEN } else { POINTER_LEN };
+        let width = if root.level == 0 {
+            ITEM_LEN
+        } else {
+            POINTER_LEN
+        };
         let space = block.len() - HEADER_LEN;
         let count = le32(block, 96) as usize;
         // Only a leaf that is a whole tree may be empty.
