@@ -41,6 +41,29 @@ impl Digest {
     }
 }
 
+/// Computes the digest of bytes that pass by.
+#[derive(Debug, Clone, Default)]
+pub struct Hasher(blake3::Hasher);
+
+impl Hasher {
+    /// Of no bytes yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all bytes so far.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest(*self.0.finalize().as_bytes())
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -99,6 +122,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn bytes_that_pass_by_have_the_digest_of_the_whole(
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000), cut in 0usize..3000,
+        ) {
+            let mut hasher = Hasher::new();
+            let (first, rest) = bytes.split_at(cut.min(bytes.len()));
+            hasher.update(first);
+            hasher.update(rest);
+            prop_assert_eq!(hasher.digest(), Digest::of(&bytes));
+        }
+
         #[test]
         fn text_form_round_trips(bytes in any::<[u8; 32]>()) {
             let digest = Digest::from_bytes(bytes);

@@ -7,13 +7,15 @@
 //!
 //! Invariant: a finished list is in order of the volume, its extents are not empty and do not overlap.
 
+use serde::{Deserialize, Serialize};
+
 use crate::ByteRange;
 
 /// The most extents that are kept: 48 MiB of memory. Files past it are cut like metadata.
 const MAX_EXTENTS: usize = 1 << 21;
 
 /// A contiguous piece of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileExtent {
     /// Where it lies, in bytes from the start of the volume.
     pub range: ByteRange,

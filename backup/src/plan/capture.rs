@@ -6,10 +6,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ByteRange;
-use crate::filesystem::Survey;
+use crate::chunk::Cutting;
+use crate::filesystem::{FileExtent, Survey};
 use crate::hardware::Disk;
 use crate::layout::{DiskLayout, LayoutRegion};
-use crate::manifest::{Coverage, PartitionTable, RegionKind, Volume};
+use crate::manifest::{Coverage, FileSystemKind, PartitionTable, RegionKind, Volume};
 use crate::units::HumanBytes;
 
 /// What a capture of one disk will read.
@@ -38,6 +39,8 @@ pub struct RegionPlan {
     pub coverage: Coverage,
     /// The bytes to read, relative to the region, whole sectors.
     pub ranges: Vec<ByteRange>,
+    /// How what is read is cut into chunks.
+    pub cutting: Cutting,
 }
 
 /// What a capture plan comes to.
@@ -77,16 +80,19 @@ pub fn plan_capture(disk: &Disk, layout: DiskLayout, surveys: Vec<Option<Survey>
     }
 }
 
-fn plan_region(region: LayoutRegion, survey: Option<Survey>, sector: u64) -> RegionPlan {
+/// Plans one region of a disk with sectors of `sector` bytes. `survey` is what was found in it; without
+/// one it is saved whole.
+#[must_use]
+pub fn plan_region(region: LayoutRegion, survey: Option<Survey>, sector: u64) -> RegionPlan {
     let LayoutRegion {
         kind,
         range,
         left_out,
     } = region;
     let whole = ByteRange::between(0, range.len());
-    let (volume, used) = match survey {
-        Some(survey) => (survey.volume, Some(survey.used)),
-        None => (None, None),
+    let (volume, used, extents) = match survey {
+        Some(survey) => (survey.volume, Some(survey.used), survey.extents),
+        None => (None, None, Vec::new()),
     };
     let (coverage, ranges) = match (left_out, used) {
         (Some(reason), _) => (Coverage::LeftOut { reason }, Vec::new()),
@@ -103,12 +109,20 @@ fn plan_region(region: LayoutRegion, survey: Option<Survey>, sector: u64) -> Reg
             (Coverage::Whole { reason }, vec![whole])
         }
     };
+    let cutting = match (&coverage, volume.as_ref().map(|volume| volume.file_system)) {
+        (Coverage::UsedBlocks, _) => Cutting::Files(extents),
+        // Encrypted bytes never repeat; a gap is too small to be worth more.
+        (_, Some(FileSystemKind::Luks | FileSystemKind::Bitlocker)) => Cutting::Grid,
+        _ if kind == RegionKind::Gap => Cutting::Grid,
+        _ => Cutting::ContentDefined,
+    };
     RegionPlan {
         kind,
         range,
         volume,
         coverage,
         ranges,
+        cutting,
     }
 }
 
@@ -129,6 +143,16 @@ fn to_sectors(ranges: &[ByteRange], sector: u64, len: u64) -> Vec<ByteRange> {
 }
 
 impl RegionPlan {
+    /// Bytes of memory that its ranges and extents take.
+    #[must_use]
+    pub const fn memory(&self) -> usize {
+        let extents = match &self.cutting {
+            Cutting::Files(extents) => extents.capacity() * size_of::<FileExtent>(),
+            Cutting::ContentDefined | Cutting::Grid => 0,
+        };
+        self.ranges.capacity() * size_of::<ByteRange>() + extents
+    }
+
     /// Bytes that will be read of it.
     #[must_use]
     pub fn read_bytes(&self) -> u64 {
@@ -154,6 +178,31 @@ impl CapturePlan {
     }
 }
 
+impl std::fmt::Display for RegionPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let what = match self.kind {
+            RegionKind::Partition { number } => format!("partition {number}"),
+            RegionKind::Gap => "gap".to_owned(),
+            RegionKind::WholeDisk => "whole disk".to_owned(),
+        };
+        let volume = self
+            .volume
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |volume| volume.file_system.to_string());
+        write!(
+            f,
+            "{what:<13} {:>9}  {volume:<9} {:>9}  ",
+            HumanBytes(self.range.len()).to_string(),
+            HumanBytes(self.read_bytes()).to_string()
+        )?;
+        match &self.coverage {
+            Coverage::UsedBlocks => write!(f, "used blocks"),
+            Coverage::Whole { reason } => write!(f, "whole: {reason}"),
+            Coverage::LeftOut { reason } => write!(f, "left out: {reason}"),
+        }
+    }
+}
+
 impl std::fmt::Display for CapturePlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let totals = self.totals();
@@ -165,28 +214,9 @@ impl std::fmt::Display for CapturePlan {
             HumanBytes(totals.unused),
             HumanBytes(totals.left_out)
         )?;
-        for region in &self.regions {
-            let what = match region.kind {
-                RegionKind::Partition { number } => format!("partition {number}"),
-                RegionKind::Gap => "gap".to_owned(),
-                RegionKind::WholeDisk => "whole disk".to_owned(),
-            };
-            let volume = region
-                .volume
-                .as_ref()
-                .map_or_else(|| "-".to_owned(), |volume| volume.file_system.to_string());
-            write!(
-                f,
-                "  {what:<13} {:>9}  {volume:<9} {:>9}  ",
-                HumanBytes(region.range.len()).to_string(),
-                HumanBytes(region.read_bytes()).to_string()
-            )?;
-            match &region.coverage {
-                Coverage::UsedBlocks => writeln!(f, "used blocks")?,
-                Coverage::Whole { reason } => writeln!(f, "whole: {reason}")?,
-                Coverage::LeftOut { reason } => writeln!(f, "left out: {reason}")?,
-            }
-        }
+        self.regions
+            .iter()
+            .try_for_each(|region| writeln!(f, "  {region}"))?;
         self.warnings
             .iter()
             .try_for_each(|warning| writeln!(f, "  warning: {warning}"))
