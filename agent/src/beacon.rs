@@ -247,6 +247,19 @@ impl Station {
         Ok(again.clamp(LEAST, MOST))
     }
 
+    /// Asks the server for a capture of this machine; the job is not handed on but returned.
+    ///
+    /// # Errors
+    /// [`RequestError`]: the machine has a job already, or the server does not answer.
+    pub(crate) fn ask_capture(&self) -> Result<BeaconReply, RequestError> {
+        let beacon = self.beacon(self.roots.inventory());
+        let reply: BeaconReply = self.server.post_json(api::CAPTURES, &beacon)?;
+        if let Some(job) = &reply.job {
+            self.refuse(&job.id);
+        }
+        Ok(reply)
+    }
+
     fn show(&self, name: &str, first: bool) {
         let now = self.now();
         screen::update(|view| {

@@ -39,6 +39,12 @@ pub(crate) enum DeviceError {
         /// Which one.
         device: String,
     },
+    /// The running system uses it, and no snapshot can be made.
+    #[error("{reason}")]
+    InUse {
+        /// What uses it, and what to do.
+        reason: String,
+    },
     /// Another disk has its name now.
     #[error("{device} is another disk now: {found} (expected {expected})")]
     Other {
@@ -200,6 +206,24 @@ impl Device {
             self.sector = sector;
         }
         self
+    }
+
+    /// Opens an image file as a disk with sectors of this size; what follows its last whole sector is
+    /// no part of it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Open`].
+    pub(crate) fn open_image(
+        path: &Path,
+        access: Access,
+        sector: SectorSize,
+    ) -> Result<Self, DeviceError> {
+        let mut image = Self::open(path, access)?;
+        if !image.is_block {
+            image.sector = sector;
+            image.size -= image.size % sector.bytes();
+        }
+        Ok(image)
     }
 
     /// Makes the kernel read the partition table again; nothing to do for an image file.

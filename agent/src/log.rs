@@ -7,7 +7,7 @@
 //! Lines of level `info` and above go to people; `debug` goes only to the kernel's log (`dmesg`).
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -26,6 +26,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// What a console is told.
 enum Output {
     Line(String),
+    /// What is going on, in place of what was.
+    Status(String),
     /// The lines that stay at the top of a screen.
     Header(Vec<String>),
     Flush(SyncSender<()>),
@@ -38,6 +40,8 @@ enum Kind {
     Screen,
     /// Shows line after line.
     Lines,
+    /// Shows line after line, and below them what is going on.
+    Terminal,
 }
 
 struct Console {
@@ -108,10 +112,17 @@ pub(crate) fn start(environment: bool) {
             .collect()
     } else {
         let (sender, outputs) = sync_channel(QUEUE);
-        spawn("console-stderr", move || {
-            lines(&mut std::io::stderr(), &outputs)
-        });
-        let kind = Kind::Lines;
+        let kind = if std::io::stderr().is_terminal() {
+            spawn("console-stderr", move || {
+                terminal(&mut std::io::stderr(), &outputs)
+            });
+            Kind::Terminal
+        } else {
+            spawn("console-stderr", move || {
+                lines(&mut std::io::stderr(), &outputs)
+            });
+            Kind::Lines
+        };
         vec![Console { kind, sender }]
     };
     let kernel = environment
@@ -171,11 +182,40 @@ fn lines(to: &mut impl Write, outputs: &Receiver<Output>) {
                 let _ = writeln!(to, "{text}");
                 let _ = to.flush();
             }
-            Output::Header(_) => {}
+            Output::Status(_) | Output::Header(_) => {}
             Output::Flush(done) => {
                 let _ = done.try_send(());
             }
         }
+    }
+}
+
+/// Carriage return, and nothing from there to the end of the line (ECMA-48, EL).
+const CLEAR_LINE: &str = "\r\x1b[K";
+
+/// Lines, and below them the status, which a flush ends.
+fn terminal(to: &mut impl Write, outputs: &Receiver<Output>) {
+    let mut status = String::new();
+    while let Ok(output) = outputs.recv() {
+        match output {
+            Output::Line(text) => {
+                let _ = write!(to, "{CLEAR_LINE}{text}\n{status}");
+            }
+            Output::Status(text) => {
+                let _ = write!(to, "{CLEAR_LINE}{text}");
+                status = text;
+            }
+            Output::Header(_) => {}
+            Output::Flush(done) => {
+                if !std::mem::take(&mut status).is_empty() {
+                    let _ = write!(to, "{CLEAR_LINE}");
+                }
+                let _ = to.flush();
+                let _ = done.try_send(());
+                continue;
+            }
+        }
+        let _ = to.flush();
     }
 }
 
@@ -186,6 +226,7 @@ fn draw(mut to: File, (rows, columns): (u16, u16), outputs: &Receiver<Output>) {
         let text = match output {
             Output::Line(text) => drawing.line(text.strip_prefix(PREFIX).unwrap_or(&text)),
             Output::Header(header) => drawing.header(&header),
+            Output::Status(_) => continue,
             Output::Flush(done) => {
                 let _ = done.try_send(());
                 continue;
@@ -203,6 +244,7 @@ pub(crate) fn header(lines: &[String]) {
 /// A line for consoles that cannot draw in place; screens show the same in their header.
 pub(crate) fn serial(text: &str) {
     each(Kind::Lines, || Output::Line(format!("{PREFIX}{text}")));
+    each(Kind::Terminal, || Output::Status(text.to_owned()));
 }
 
 fn each(kind: Kind, output: impl Fn() -> Output) {

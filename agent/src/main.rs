@@ -1,7 +1,7 @@
 //! The recovery agent: PID 1 of the environment that captures and restores machines.
 //!
 //! One binary, three ways to run: as PID 1 (see [`run`]), as the kernel's module loader, and as an
-//! ordinary program that does one job, for tests and measurements.
+//! ordinary program that backs up a running system or does the jobs of a server on the disks it is told.
 
 mod beacon;
 mod boot_repair;
@@ -14,27 +14,19 @@ mod log;
 mod net;
 mod restore;
 mod run;
+mod running;
 mod screen;
 mod sys;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
+use run::arguments::{Command, HELP, parse};
+use run::work::{Machine, Outcome, work};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-const HELP: &str = "\
-The agent of the netboot recovery environment.
-
-Usage: agent --server URL job FILE    do the job in FILE (JSON) on this machine
-       agent --inventory              print what this machine is made of (JSON)
-       agent --help | --version
-
-As PID 1 it runs the recovery environment.
-
-Exit codes: 0 done, 1 the job failed, 2 wrong arguments.
-";
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
@@ -50,24 +42,34 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
-        ["--server", server, "job", file] => end(one_job(server, file)),
-        ["--inventory"] => end(print_inventory()),
-        ["--help" | "-h"] => {
-            print!("{HELP}");
-            ExitCode::SUCCESS
-        }
-        ["--version" | "-V"] => {
-            println!("agent {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
-        _ => {
-            eprint!(
-                "agent: these arguments are not understood: {}\n\n{HELP}",
-                words.join(" ")
-            );
-            ExitCode::from(2)
-        }
+        _ => match parse(&words) {
+            Ok(command) => end(ordinary(command)),
+            Err(error) => {
+                eprint!("agent: {error}\n\n{HELP}");
+                ExitCode::from(2)
+            }
+        },
     }
+}
+
+fn ordinary(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Help => print!("{HELP}"),
+        Command::Version => println!("agent {}", env!("CARGO_PKG_VERSION")),
+        Command::Inventory => print_inventory()?,
+        Command::Job { server, file } => return one_job(&server, &file),
+        Command::Join {
+            server,
+            disks,
+            once,
+        } => return run::native::join(&server, &disks, once),
+        Command::Backup {
+            server,
+            disks,
+            json,
+        } => return run::native::backup(&server, &disks, json),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn end(result: anyhow::Result<ExitCode>) -> ExitCode {
@@ -82,17 +84,22 @@ fn one_job(server: &str, file: &str) -> anyhow::Result<ExitCode> {
     let text = std::fs::read(file).with_context(|| format!("job file {file} cannot be read"))?;
     let job = serde_json::from_slice(&text).with_context(|| format!("{file} is no job"))?;
     let inventory = hardware::Roots::real().inventory();
-    let server = net::http::Server::new(server);
-    let outcome = run::work::work(&job, &server, inventory);
+    let kernel = job::kernel::Kernel::new(inventory.firmware, &inventory.architecture);
+    let machine = Machine {
+        inventory,
+        platform: Arc::new(kernel),
+        cancelled: Arc::default(),
+    };
+    let outcome = work(&job, &net::http::Server::new(server), machine);
     crate::log::flush();
     Ok(match outcome {
-        run::work::Outcome::Done => ExitCode::SUCCESS,
-        run::work::Outcome::Failed(_) | run::work::Outcome::TakenBack(_) => ExitCode::FAILURE,
+        Outcome::Done(_) => ExitCode::SUCCESS,
+        Outcome::Failed(_) | Outcome::TakenBack(_) => ExitCode::FAILURE,
     })
 }
 
-fn print_inventory() -> anyhow::Result<ExitCode> {
+fn print_inventory() -> anyhow::Result<()> {
     let inventory = hardware::Roots::real().inventory();
     println!("{}", serde_json::to_string_pretty(&inventory)?);
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -5,8 +5,12 @@
 //! environment, the machine neither panics nor restarts by itself: PID 1 says what happened and starts
 //! it again, and it tells the server.
 //!
+//! As an ordinary program ([`native`]) it does jobs on what it was told of a running system.
+//!
 //! Invariant: PID 1 never ends. What is *not* here: jobs themselves ([`crate::job`]).
 
+pub(crate) mod arguments;
 pub(crate) mod environment;
 pub(crate) mod init;
+pub(crate) mod native;
 pub(crate) mod work;

@@ -8,10 +8,12 @@
 //! | --- | --- | --- |
 //! | [`missing_chunks`] | digests, 32 bytes each, at most [`MAX_DIGESTS`] | a byte each: 1 missing, 0 stored |
 //! | [`upload_chunks`] | [`backup::chunk`] records, at most [`MAX_UPLOAD`] bytes | 204 |
-//! | [`upload_list`] | an encoded chunk list | 204 |
+//! | [`list_part`] | PUT `?offset=`: a part of an encoded chunk list, at most [`MAX_UPLOAD`] bytes | 204 |
+//! | [`list_part`] | POST: the [`FinishList`] (JSON) | 204, then it is a list of the manifest |
 //! | [`publish`] | the manifest (JSON) | 201, then it is a restore point |
 //! | [`FETCH_CHUNKS`] | digests | records, in the order asked for |
 
+use backup::Digest;
 use backup::hardware::Inventory;
 use backup::manifest::RestorePointId;
 use backup::plan::Choices;
@@ -23,6 +25,8 @@ use crate::progress::Progress;
 
 /// POST a [`crate::beacon::Beacon`].
 pub const BEACON: &str = "/api/v1/beacon";
+/// POST a [`crate::beacon::Beacon`]: a machine asks to be captured. Answered like one, with the job.
+pub const CAPTURES: &str = "/api/v1/captures";
 /// POST digests, get records.
 pub const FETCH_CHUNKS: &str = "/api/v1/chunks/fetch";
 /// GET the list of [`MachineView`].
@@ -63,10 +67,23 @@ pub fn upload_chunks(job: &str) -> String {
     format!("/api/v1/jobs/{job}/chunks")
 }
 
-/// PUT an encoded chunk list.
+/// A chunk list while it is being captured; `name` is `{disk}-{region}`, decimal.
+///
+/// PUT with `?offset=BYTES`: a part, 204 when the list now ends at offset + length, also when that was
+/// there already; offset 0 begins it anew, a gap is 409. POST: [`FinishList`].
 #[must_use]
-pub fn upload_list(job: &str, digest: &backup::Digest) -> String {
-    format!("/api/v1/jobs/{job}/chunk-lists/{digest}")
+pub fn list_part(job: &str, name: &str) -> String {
+    format!("/api/v1/jobs/{job}/chunk-lists/{name}")
+}
+
+/// Says that a chunk list is whole: 204 when length and BLAKE3 are right, and it then is the list of
+/// that digest; else 400.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinishList {
+    /// Its length in bytes.
+    pub length: u64,
+    /// The digest of its bytes.
+    pub digest: Digest,
 }
 
 /// POST the manifest: the commit of a capture.
@@ -83,7 +100,7 @@ pub fn restore_point_manifest(id: &RestorePointId) -> String {
 
 /// GET an encoded chunk list of a restore point.
 #[must_use]
-pub fn restore_point_list(id: &RestorePointId, digest: &backup::Digest) -> String {
+pub fn restore_point_list(id: &RestorePointId, digest: &Digest) -> String {
     format!("/api/v1/restore-points/{id}/chunk-lists/{digest}")
 }
 

@@ -1,34 +1,25 @@
 //! Capturing: a machine's disks to a restore point.
 //!
 //! Invariant: sources are opened read only, and the manifest is the last thing sent: a capture that
-//! ends early leaves no restore point. Memory: see [`send`] and [`read`].
+//! ends early leaves no restore point. Memory: see [`mod@send`].
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backup::Digest;
-use backup::chunk::ChunkList;
-use backup::filesystem::{Section, survey_volume};
-use backup::hardware::Disk;
-use backup::layout::{LayoutRegion, survey_disk};
-use backup::manifest::{
-    ChunkListRef, DiskImage, FORMAT, Manifest, Region, RegionKind, RestorePointId,
-};
-use backup::plan::capture::plan_capture;
+use backup::manifest::{FORMAT, Manifest, RestorePointId};
 use backup::units::HumanBytes;
 use protocol::progress::Stage;
 
 use crate::boot_repair;
-use crate::device::{Access, BlockDevice, DiskReader};
 use crate::job::error::{Fault, Touched, report};
 use crate::job::{Engine, JobError};
-use crate::log::chain;
-use read::Saved;
-use send::{Sent, send_disk};
+use send::{Sent, send};
+use source::Source;
 
+mod known;
+mod list;
 mod read;
 mod send;
+mod source;
 mod system;
 
 /// Saves the machine's disks as `restore_point`. Returns sentences for people.
@@ -42,24 +33,17 @@ pub(crate) fn capture(
     run(engine, restore_point).map_err(|fault| report(&fault, Touched::ReadOnly))
 }
 
-/// A disk that is open, and what is saved of it.
-struct Source<'a> {
-    disk: &'a Disk,
-    device: Arc<dyn BlockDevice>,
-    image: DiskImage,
-    saved: Vec<Saved>,
-}
-
 fn run(engine: &Engine<'_>, restore_point: &RestorePointId) -> Result<Vec<String>, Fault> {
     let captured_at = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
     let mut warnings = Vec::new();
-    let mut sources = Vec::new();
+    let (mut sources, mut kept) = (Vec::new(), 0);
     for disk in engine.inventory.disks.iter().filter(|disk| !disk.removable) {
         let number = u32::try_from(sources.len())
             .map_err(|_| Fault::Internal("too many disks".to_owned()))?;
-        sources.push(open(engine, disk, number, &mut warnings)?);
+        let source = Source::open(engine, disk, number, &mut kept, &mut warnings)?;
+        sources.push(source);
     }
     if sources.is_empty() {
         return Err(Fault::NotAsPlanned(
@@ -69,28 +53,9 @@ fn run(engine: &Engine<'_>, restore_point: &RestorePointId) -> Result<Vec<String
     let system = sources
         .iter()
         .find_map(|source| system::find(&source.device, &source.image.regions));
-    let total = sources
-        .iter()
-        .flat_map(|source| &source.saved)
-        .flat_map(|saved| &saved.ranges)
-        .map(|range| range.len())
-        .sum();
+    let total = sources.iter().map(Source::read_bytes).sum();
     engine.tracker.stage(Stage::Reading, total);
-
-    let known = Mutex::new(HashSet::new());
-    let mut sent = Sent::default();
-    for source in &mut sources {
-        let device = source.device.as_ref();
-        let (chunks, more) = send_disk(engine, device, &source.saved, &known)?;
-        sent.chunks += more.chunks;
-        sent.plain_bytes += more.plain_bytes;
-        sent.sent_bytes += more.sent_bytes;
-        for (region, chunks) in source.image.regions.iter_mut().zip(chunks) {
-            let list = ChunkList::new(chunks, region.range.len())
-                .map_err(|error| Fault::Internal(chain(&error)))?;
-            region.content = upload_list(engine, &list)?;
-        }
-    }
+    let sent = send(engine, &mut sources)?;
 
     engine.check_cancelled()?;
     engine.tracker.stage(Stage::Publishing, 0);
@@ -120,103 +85,6 @@ fn run(engine: &Engine<'_>, restore_point: &RestorePointId) -> Result<Vec<String
         "publishing restore point {restore_point}"
     )))?;
     Ok(summary(engine, &manifest, &sources, total, sent))
-}
-
-/// Opens a disk read only and plans what is saved of it.
-fn open<'a>(
-    engine: &Engine<'_>,
-    disk: &'a Disk,
-    number: u32,
-    warnings: &mut Vec<String>,
-) -> Result<Source<'a>, Fault> {
-    let device: Arc<dyn BlockDevice> = Arc::from(engine.platform.open(disk, Access::Read)?);
-    let (size, sector) = (device.size(), device.sector());
-    if (size, sector) != (disk.size, disk.logical_sector) {
-        return Err(Fault::NotAsPlanned(format!(
-            "{} has {size} bytes (the inventory says {}); it is another disk",
-            device.name(),
-            disk.size
-        )));
-    }
-    let reader = DiskReader(device.as_ref());
-    let layout = survey_disk(&reader, size, sector)
-        .map_err(|error| Fault::NotAsPlanned(format!("{}: {}", device.name(), chain(&error))))?;
-    let survey = |region: &LayoutRegion| match region.kind {
-        RegionKind::Gap => None,
-        RegionKind::Partition { .. } | RegionKind::WholeDisk => {
-            let section = Section::new(&reader, region.range);
-            Some(survey_volume(&section, region.range.len()))
-        }
-    };
-    let surveys = layout.regions.iter().map(survey).collect();
-    let plan = plan_capture(disk, layout, surveys);
-    plan.to_string()
-        .lines()
-        .for_each(|line| log::info!("{line}"));
-    warnings.extend(
-        plan.warnings
-            .iter()
-            .map(|warning| format!("{}: {warning}", disk.name)),
-    );
-    let saved = plan
-        .regions
-        .iter()
-        .map(|region| Saved {
-            region: region.range,
-            ranges: region.ranges.clone(),
-        })
-        .collect();
-    let regions = plan
-        .regions
-        .into_iter()
-        .map(|region| Region {
-            kind: region.kind,
-            range: region.range,
-            volume: region.volume,
-            coverage: region.coverage,
-            // Known when the region has been read.
-            content: ChunkListRef {
-                digest: Digest::of(&[]),
-                chunks: 0,
-                data_bytes: 0,
-                zero_bytes: 0,
-            },
-        })
-        .collect();
-    let image = DiskImage {
-        number,
-        model: disk.model.clone(),
-        serial: disk.serial.clone(),
-        wwn: disk.wwn.clone(),
-        size,
-        logical_sector: sector,
-        physical_sector: disk.physical_sector,
-        table: plan.table,
-        regions,
-    };
-    Ok(Source {
-        disk,
-        device,
-        image,
-        saved,
-    })
-}
-
-/// Sends a chunk list and returns its name.
-fn upload_list(engine: &Engine<'_>, list: &ChunkList) -> Result<ChunkListRef, Fault> {
-    let bytes = list.encode();
-    let digest = Digest::of(&bytes);
-    engine
-        .server
-        .upload_list(&digest, &bytes)
-        .map_err(Fault::server(format!("sending chunk list {digest}")))?;
-    engine.tracker.network(bytes.len() as u64);
-    Ok(ChunkListRef {
-        digest,
-        chunks: list.chunks().len() as u64,
-        data_bytes: list.data_bytes(),
-        zero_bytes: list.zero_bytes(),
-    })
 }
 
 fn summary(

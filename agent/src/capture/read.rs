@@ -1,57 +1,67 @@
-//! Reading: the saved ranges of a disk in disk order, in few large reads.
+//! Reading: the saved ranges of a region in order, in few large reads.
 //!
-//! A region's ranges are cut into pieces ([`backup::chunk::cut`]), and neighbouring pieces are read
-//! together. A sector that cannot be read ends the capture with its number: a backup with a hole in
+//! Where it is known before the bytes are, a region is cut into pieces ([`Cutting::pieces`]), and
+//! neighbouring pieces are read together; else it is read in steps of [`SPAN`], and each step is cut by
+//! what is in it. A sector that cannot be read ends the capture with its number: a backup with a hole in
 //! it would be taken for a good one.
 
 use backup::ByteRange;
-use backup::chunk::cut;
+use backup::chunk::Cutting;
 
 use crate::device::{AlignedBuffer, BlockDevice, DeviceError, io_error};
 
 /// The most bytes of one read.
-pub(crate) const SPAN: u64 = 4 << 20;
+pub(crate) const SPAN: u64 = 2 << 20;
 /// Unused bytes up to this many are read along, which is faster than a second read.
 const GAP: u64 = 128 << 10;
-
-/// A region's saved ranges.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Saved {
-    /// Where the region is on its disk.
-    pub(crate) region: ByteRange,
-    /// What is saved of it, in order, counted from the region's start.
-    pub(crate) ranges: Vec<ByteRange>,
-}
+/// The most pieces of one read: one request asks which of them the server lacks.
+pub(crate) const MAX_PIECES: usize = protocol::api::MAX_DIGESTS;
 
 /// One read and the pieces in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Read {
-    /// Which of the regions.
-    pub(crate) region: usize,
     /// The bytes to read, counted from the region's start.
     pub(crate) span: ByteRange,
-    /// The pieces in it, counted from the region's start.
-    pub(crate) pieces: Vec<ByteRange>,
+    /// The pieces in it, counted from the region's start; `None` when the bytes decide.
+    pub(crate) pieces: Option<Vec<ByteRange>>,
 }
 
-/// The reads for regions that are in disk order.
-pub(crate) fn reads(regions: &[Saved]) -> impl Iterator<Item = Read> + '_ {
-    regions.iter().enumerate().flat_map(|(region, saved)| {
-        let mut pieces = cut(&saved.ranges).peekable();
+/// The reads for the saved `ranges` of a region.
+pub(crate) fn reads<'a>(
+    ranges: &'a [ByteRange],
+    cutting: &'a Cutting,
+) -> Box<dyn Iterator<Item = Read> + 'a> {
+    let Some(pieces) = cutting.pieces(ranges) else {
+        return Box::new(steps(ranges));
+    };
+    let mut pieces = pieces.peekable();
+    Box::new(std::iter::from_fn(move || {
+        let first = pieces.next()?;
+        let (mut span, mut together) = (first, vec![first]);
+        while together.len() < MAX_PIECES
+            && let Some(next) = pieces.next_if(|next| {
+                next.start() - span.end() <= GAP && next.end() - span.start() <= SPAN
+            })
+        {
+            span = ByteRange::between(span.start(), next.end());
+            together.push(next);
+        }
+        Some(Read {
+            span,
+            pieces: Some(together),
+        })
+    }))
+}
+
+/// Reads up to multiples of [`SPAN`] from the region's start.
+fn steps(ranges: &[ByteRange]) -> impl Iterator<Item = Read> + '_ {
+    ranges.iter().flat_map(|range| {
+        let mut at = range.start();
         std::iter::from_fn(move || {
-            let first = pieces.next()?;
-            let mut read = Read {
-                region,
-                span: first,
-                pieces: vec![first],
-            };
-            while let Some(next) = pieces.next_if(|next| {
-                next.start() - read.span.end() <= GAP && next.end() - read.span.start() <= SPAN
-            }) {
-                read.span = ByteRange::between(read.span.start(), next.end());
-                read.pieces.push(next);
-            }
-            Some(read)
+            let end = (at - at % SPAN).saturating_add(SPAN).min(range.end());
+            let span = ByteRange::between(at, end);
+            at = end;
+            (!span.is_empty()).then_some(Read { span, pieces: None })
         })
     })
 }
@@ -154,17 +164,22 @@ mod tests {
                 })
                 .collect();
             let total: u64 = ranges.iter().map(|range| range.len()).sum();
-            let saved = Saved { region: ByteRange::between(512, 512 + end), ranges };
-            let (mut at, mut sum) = (0, 0);
-            for read in reads(&[saved]) {
-                prop_assert!(read.span.len() <= SPAN && read.span.start() >= at);
-                at = read.span.end();
-                for piece in &read.pieces {
-                    prop_assert!(read.span.contains(*piece));
-                    sum += piece.len();
+            for cutting in [Cutting::Grid, Cutting::ContentDefined] {
+                let (mut at, mut sum) = (0, 0);
+                for read in reads(&ranges, &cutting) {
+                    prop_assert!(!read.span.is_empty());
+                    prop_assert!(read.span.len() <= SPAN && read.span.start() >= at);
+                    at = read.span.end();
+                    let pieces = read.pieces.unwrap_or_else(|| vec![read.span]);
+                    prop_assert!(pieces.len() <= MAX_PIECES);
+                    for piece in pieces {
+                        prop_assert!(read.span.contains(piece));
+                        prop_assert!(ranges.iter().any(|range| range.contains(piece)));
+                        sum += piece.len();
+                    }
                 }
+                prop_assert_eq!(sum, total);
             }
-            prop_assert_eq!(sum, total);
         }
     }
 }

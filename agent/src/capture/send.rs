@@ -1,31 +1,46 @@
-//! Sending: from what was read to chunks on the server.
+//! Sending: from what is read to chunks and chunk lists on the server.
 //!
-//! One thread reads in disk order; workers look for zeros, compute digests, ask which chunks the
-//! server lacks, compress those and send them. Memory is bounded by
-//! ([`QUEUE`] + workers + 1) × [`SPAN`] bytes of plain data and as much compressed for each worker.
+//! One thread reads in disk order; workers cut what the bytes decide, look for zeros, compute digests,
+//! ask which chunks the server lacks, compress those and send them; one more thread puts what they
+//! found in order and sends the lists ([`super::list`]).
+//!
+//! Invariant: memory does not grow with the disk. At most, with 16 workers:
+//!
+//! | what | MiB |
+//! | --- | --- |
+//! | spans that are read, wait or are worked on: ([`QUEUE`] + 1 + workers) × [`SPAN`] | 40 |
+//! | records of each worker, as much compressed, and its zstd context of 1.5 MiB | 57 |
+//! | chunks that came out of order: [`WINDOW`](super::list::WINDOW) × 1024 × 64 bytes, a list's part | 6 |
+//! | digests that were asked for ([`super::known`]) | 17 |
+//! | plans of regions that are kept ([`super::source`]) | 16 |
+//! | used ranges and file extents of the region that is read: 48 + 16, half as much again while it is \
+//!   surveyed | 96 |
+//!
+//! 232 MiB; half of it without a volume of more than two million file extents.
 
-use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use backup::chunk::{Chunk, Content};
+use backup::chunk::{Chunk, Content, cut_by_content};
+use backup::manifest::ChunkListRef;
 use backup::{ByteRange, Digest};
 use zstd::bulk::Compressor;
 
-use super::read::{Read, SPAN, Saved, read, reads};
-use crate::device::{AlignedBuffer, BlockDevice};
+use super::known::Known;
+use super::list::{Listed, ListedRegion, Window, send_lists};
+use super::read::{MAX_PIECES, Read, SPAN, read, reads};
+use super::source::Source;
+use crate::device::AlignedBuffer;
 use crate::job::error::Fault;
-use crate::job::server::{compressor, encode_record};
+use crate::job::server::{ListName, append_record, compressor};
 use crate::job::{Engine, cores};
 use crate::restore::is_zero;
 
 /// Reads that wait for a worker.
-const QUEUE: usize = 4;
+const QUEUE: usize = 3;
 /// Workers wait for the server now and then, so there are more of them than cores.
-const MIN_WORKERS: usize = 8;
-/// The longest run of zeros in one entry of a chunk list.
-const ZERO_RUN: u64 = 1 << 30;
+const MIN_WORKERS: usize = 6;
 
 /// What a capture sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,64 +54,98 @@ pub(crate) struct Sent {
 }
 
 struct Message {
+    /// The read's number.
+    number: u64,
+    /// Which of all regions it is of.
+    region: usize,
     read: Read,
     bytes: AlignedBuffer,
 }
 
-/// Reads the regions of one disk, sends what the server lacks, and returns the chunks of each region.
+/// Reads all regions and sends what the server lacks; the names of their lists become part of the
+/// sources' images.
 ///
 /// # Errors
-/// The first fault of reader or workers; everything is stopped then.
-pub(crate) fn send_disk(
-    engine: &Engine<'_>,
-    device: &dyn BlockDevice,
-    regions: &[Saved],
-    known: &Mutex<HashSet<Digest>>,
-) -> Result<(Vec<Vec<Chunk>>, Sent), Fault> {
+/// The first fault of reader, workers or lister; everything is stopped then.
+pub(crate) fn send(engine: &Engine<'_>, sources: &mut [Source<'_>]) -> Result<Sent, Fault> {
+    let regions: Vec<_> = sources.iter().flat_map(listed_regions).collect();
     let sender = Sender {
         engine,
-        known,
-        chunks: Mutex::new(vec![Vec::new(); regions.len()]),
+        known: Mutex::default(),
+        window: Window::default(),
         sent: Mutex::default(),
         fault: Mutex::new(None),
     };
-    thread::scope(|scope| {
-        let (queue, receiver) = sync_channel::<Message>(QUEUE);
-        let receiver = Arc::new(Mutex::new(receiver));
+    let lists = thread::scope(|scope| {
         let sender = &sender;
+        let (queue, receiver) = sync_channel::<Message>(QUEUE);
+        let (results, listed) = sync_channel(MIN_WORKERS);
+        let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..cores().max(MIN_WORKERS) {
-            let receiver = Arc::clone(&receiver);
-            scope.spawn(move || sender.work(&receiver));
+            let (receiver, results) = (Arc::clone(&receiver), results.clone());
+            scope.spawn(move || sender.work(&receiver, &results));
         }
-        // Only the workers hold it: when none is left, the reader hears that instead of waiting.
-        drop(receiver);
-        sender.read_all(device, regions, &queue);
+        // Only the workers hold these: when none is left, the reader hears that instead of waiting, and
+        // so does the lister.
+        drop((receiver, results));
+        let regions = &regions;
+        let lister = scope.spawn(move || {
+            send_lists(engine, regions, &sender.window, &listed)
+                .map_err(|fault| sender.fail(fault))
+                .unwrap_or_default()
+        });
+        if let Err(fault) = sender.read_all(sources, queue) {
+            sender.fail(fault);
+        }
+        lister.join()
     });
-    if let Some(fault) = sender
-        .fault
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-    {
+    let Sender { sent, fault, .. } = sender;
+    if let Some(fault) = fault.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(fault);
     }
-    let chunks = sender
-        .chunks
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    let sent = sender
-        .sent
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    Ok((chunks.into_iter().map(in_order).collect(), sent))
+    let lists = lists.map_err(|_| lister_ended())?;
+    put_lists(sources, lists)?;
+    Ok(sent.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn lister_ended() -> Fault {
+    Fault::Internal("the lister ended by itself".to_owned())
+}
+
+fn listed_regions(source: &Source<'_>) -> Vec<ListedRegion> {
+    let disk = source.image.number;
+    let regions = source.image.regions.iter().enumerate();
+    regions
+        .map(|(region, place)| ListedRegion {
+            name: ListName { disk, region },
+            len: place.range.len(),
+        })
+        .collect()
+}
+
+fn put_lists(sources: &mut [Source<'_>], lists: Vec<ChunkListRef>) -> Result<(), Fault> {
+    let mut lists = lists.into_iter();
+    let regions = sources.iter_mut().flat_map(|one| &mut one.image.regions);
+    for region in regions {
+        let list = lists.next();
+        region.content = list.ok_or_else(|| Fault::Internal("a region has no list".to_owned()))?;
+    }
+    Ok(())
 }
 
 struct Sender<'a> {
     engine: &'a Engine<'a>,
     /// Digests that this job has asked for already.
-    known: &'a Mutex<HashSet<Digest>>,
-    chunks: Mutex<Vec<Vec<Chunk>>>,
+    known: Mutex<Known>,
+    window: Window,
     sent: Mutex<Sent>,
     fault: Mutex<Option<Fault>>,
+}
+
+/// What a worker keeps from one read to the next.
+struct Tools {
+    compressor: Compressor<'static>,
+    records: Vec<u8>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -104,83 +153,112 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sender<'_> {
-    fn read_all(&self, device: &dyn BlockDevice, regions: &[Saved], queue: &SyncSender<Message>) {
-        for request in reads(regions) {
-            if lock(&self.fault).is_some() {
-                return;
-            }
-            let start = regions[request.region].region.start() + request.span.start();
-            let place = ByteRange::between(start, start + request.span.len());
-            let result = self
-                .engine
-                .check_cancelled()
-                .and_then(|()| Ok(read(device, place)?));
-            match result {
-                Ok(bytes) => {
-                    if queue
-                        .send(Message {
-                            read: request,
-                            bytes,
-                        })
-                        .is_err()
-                    {
-                        return;
-                    }
-                }
-                Err(fault) => {
-                    lock(&self.fault).get_or_insert(fault);
-                    return;
-                }
-            }
-        }
+    /// Stops everything; the first fault is the one that is told.
+    fn fail(&self, fault: Fault) {
+        lock(&self.fault).get_or_insert(fault);
     }
 
-    fn work(&self, receiver: &Mutex<Receiver<Message>>) {
-        let mut compressor = compressor();
+    fn has_failed(&self) -> bool {
+        lock(&self.fault).is_some()
+    }
+
+    /// Reads region after region; ends early when something has failed.
+    fn read_all(
+        &self,
+        sources: &mut [Source<'_>],
+        queue: SyncSender<Message>,
+    ) -> Result<(), Fault> {
+        let (mut number, mut region) = (0, 0);
+        for source in sources {
+            let device = source.device.as_ref();
+            for (planned, image) in source.planned.iter_mut().zip(&source.image.regions) {
+                let plan = planned.plan(device)?;
+                for read_next in reads(&plan.ranges, &plan.cutting) {
+                    let stop = || self.has_failed() || self.engine.check_cancelled().is_err();
+                    self.window.wait(number, stop);
+                    self.engine.check_cancelled()?;
+                    if self.has_failed() {
+                        return Ok(());
+                    }
+                    let start = image.range.start() + read_next.span.start();
+                    let place = ByteRange::between(start, start + read_next.span.len());
+                    let message = Message {
+                        number,
+                        region,
+                        bytes: read(device, place)?,
+                        read: read_next,
+                    };
+                    if queue.send(message).is_err() {
+                        return Ok(());
+                    }
+                    number += 1;
+                }
+                region += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn work(&self, receiver: &Mutex<Receiver<Message>>, results: &SyncSender<Listed>) {
+        let mut tools = compressor().map(|compressor| Tools {
+            compressor,
+            records: Vec::new(),
+        });
         loop {
             let message = lock(receiver).recv();
             let Ok(message) = message else {
                 return;
             };
             // After a fault the queue is only emptied, so that the reader never waits for ever.
-            if lock(&self.fault).is_some() {
+            if self.has_failed() {
                 continue;
             }
-            let result = match &mut compressor {
-                Ok(compressor) => self.handle(&message, compressor),
+            let result = match &mut tools {
+                Ok(tools) => self.handle(message, tools),
                 Err(error) => Err(Fault::Internal(format!("zstd: {error}"))),
             };
-            if let Err(fault) = result {
-                lock(&self.fault).get_or_insert(fault);
+            match result {
+                Ok(listed) => {
+                    if results.send(listed).is_err() {
+                        self.fail(lister_ended());
+                    }
+                }
+                Err(fault) => self.fail(fault),
             }
         }
     }
 
-    fn handle(&self, message: &Message, compressor: &mut Compressor<'_>) -> Result<(), Fault> {
+    fn handle(&self, message: Message, tools: &mut Tools) -> Result<Listed, Fault> {
+        let span = message.read.span;
+        let bytes = message.bytes.bytes();
         let bytes_of = |piece: ByteRange| {
-            let from = (piece.start() - message.read.span.start()) as usize;
-            &message.bytes.bytes()[from..from + piece.len() as usize]
+            let from = (piece.start() - span.start()) as usize;
+            &bytes[from..from + piece.len() as usize]
         };
-        let chunks: Vec<_> = message
-            .read
-            .pieces
-            .iter()
-            .map(|piece| {
-                let bytes = bytes_of(*piece);
+        let pieces = message.read.pieces.unwrap_or_else(|| {
+            let mut at = span.start();
+            let cuts = cut_by_content(bytes).map(|len| {
+                let piece = ByteRange::between(at, at + len as u64);
+                at = piece.end();
+                piece
+            });
+            cuts.collect()
+        });
+        let chunks: Vec<_> = pieces
+            .into_iter()
+            .map(|range| {
+                let bytes = bytes_of(range);
                 let content = if is_zero(bytes) {
                     Content::Zero
                 } else {
                     Content::Data(Digest::of(bytes))
                 };
-                Chunk {
-                    range: *piece,
-                    content,
-                }
+                Chunk { range, content }
             })
             .collect();
         let mut new: Vec<(Digest, &[u8])> = Vec::new();
         {
-            let mut known = lock(self.known);
+            let mut known = lock(&self.known);
             for chunk in &chunks {
                 if let Content::Data(digest) = chunk.content
                     && known.insert(digest)
@@ -189,96 +267,54 @@ impl Sender<'_> {
                 }
             }
         }
-        self.send_missing(&new, compressor)?;
+        self.send_missing(&new, tools)?;
         let done = chunks.iter().map(|chunk| chunk.range.len()).sum();
-        lock(&self.chunks)[message.read.region].extend(chunks);
         self.engine.tracker.advance(done);
-        Ok(())
+        Ok(Listed {
+            read: message.number,
+            region: message.region,
+            chunks,
+        })
     }
 
-    fn send_missing(
-        &self,
-        chunks: &[(Digest, &[u8])],
-        compressor: &mut Compressor<'_>,
-    ) -> Result<(), Fault> {
+    /// Sends those of a read's chunks that the server lacks.
+    fn send_missing(&self, chunks: &[(Digest, &[u8])], tools: &mut Tools) -> Result<(), Fault> {
         if chunks.is_empty() {
             return Ok(());
         }
         let server = self.engine.server;
-        for part in chunks.chunks(protocol::api::MAX_DIGESTS) {
-            let digests: Vec<_> = part.iter().map(|(digest, _)| *digest).collect();
-            let missing = server
-                .missing(&digests)
-                .map_err(Fault::server("asking which chunks are missing"))?;
-            let mut records = Vec::new();
-            let mut sent = Sent::default();
-            for ((digest, plain), _) in part.iter().zip(missing).filter(|(_, missing)| *missing) {
-                let record = encode_record(compressor, *digest, plain)
-                    .map_err(|error| Fault::Internal(format!("compressing {digest}: {error}")))?;
-                if records.len() + record.len() > protocol::api::MAX_UPLOAD {
-                    server
-                        .upload(&records)
-                        .map_err(Fault::server("sending chunks"))?;
-                    records.clear();
-                }
-                sent.chunks += 1;
-                sent.plain_bytes += plain.len() as u64;
-                sent.sent_bytes += record.len() as u64;
-                records.extend(record);
-            }
-            if !records.is_empty() {
-                server
-                    .upload(&records)
-                    .map_err(Fault::server("sending chunks"))?;
-            }
-            self.engine.tracker.network(sent.sent_bytes);
-            let mut total = lock(&self.sent);
-            total.chunks += sent.chunks;
-            total.plain_bytes += sent.plain_bytes;
-            total.sent_bytes += sent.sent_bytes;
+        let digests: Vec<_> = chunks.iter().map(|(digest, _)| *digest).collect();
+        let missing = server
+            .missing(&digests)
+            .map_err(Fault::server("asking which chunks are missing"))?;
+        let Tools {
+            compressor,
+            records,
+        } = tools;
+        records.clear();
+        let mut sent = Sent::default();
+        for ((digest, plain), _) in chunks.iter().zip(missing).filter(|(_, missing)| *missing) {
+            append_record(compressor, *digest, plain, records)
+                .map_err(|error| Fault::Internal(format!("compressing {digest}: {error}")))?;
+            sent.chunks += 1;
+            sent.plain_bytes += plain.len() as u64;
         }
+        if records.is_empty() {
+            return Ok(());
+        }
+        sent.sent_bytes = records.len() as u64;
+        server
+            .upload(records)
+            .map_err(Fault::server("sending chunks"))?;
+        self.engine.tracker.network(sent.sent_bytes);
+        let mut total = lock(&self.sent);
+        total.chunks += sent.chunks;
+        total.plain_bytes += sent.plain_bytes;
+        total.sent_bytes += sent.sent_bytes;
         Ok(())
     }
 }
 
-/// Chunks in order of offset, with runs of zeros merged.
-fn in_order(mut chunks: Vec<Chunk>) -> Vec<Chunk> {
-    chunks.sort_by_key(|chunk| chunk.range.start());
-    let mut merged: Vec<Chunk> = Vec::with_capacity(chunks.len());
-    for chunk in chunks {
-        match merged.last_mut() {
-            Some(before)
-                if before.content == Content::Zero
-                    && chunk.content == Content::Zero
-                    && before.range.end() == chunk.range.start()
-                    && before.range.len() + chunk.range.len() <= ZERO_RUN =>
-            {
-                before.range = ByteRange::between(before.range.start(), chunk.range.end());
-            }
-            _ => merged.push(chunk),
-        }
-    }
-    merged
-}
-
-// A read of single small pieces is one upload.
-const _: () = assert!(SPAN <= protocol::api::MAX_UPLOAD as u64 / 2);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_of_zeros_become_one_entry_and_data_stays() {
-        let zero = |start, end| Chunk {
-            range: ByteRange::between(start, end),
-            content: Content::Zero,
-        };
-        let data = Chunk {
-            range: ByteRange::between(30, 40),
-            content: Content::Data(Digest::of(b"x")),
-        };
-        let chunks = vec![zero(20, 30), data, zero(0, 10), zero(10, 20), zero(41, 50)];
-        assert_eq!(in_order(chunks), [zero(0, 30), data, zero(41, 50)]);
-    }
-}
+// The records of one read, none of which compresses, are one upload, and its digests one question.
+const _: () = assert!(SPAN as usize * 2 + MAX_PIECES * 1024 <= protocol::api::MAX_UPLOAD);
+const _: () = assert!(SPAN as usize / (16 << 10) <= MAX_PIECES);

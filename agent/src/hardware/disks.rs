@@ -48,6 +48,18 @@ pub(crate) fn usb_disk_is_coming(sysfs: &Path) -> bool {
     })
 }
 
+/// The block device with this kernel name, whatever kind of disk it is.
+pub(crate) fn block_device(sysfs: &Path, name: &str) -> Option<Disk> {
+    // In sysfs a slash of a name is an exclamation mark.
+    let entry = name.replace('/', "!");
+    let path = sysfs.join("block").join(entry);
+    describe(&path, name).map(|disk| Disk {
+        // A person named it: that it can be taken out is no reason to leave it out.
+        removable: false,
+        ..disk
+    })
+}
+
 fn disk(path: &Path, name: &str) -> Option<Disk> {
     let is_other = |prefix: &&str| {
         let rest = name.strip_prefix(*prefix);
@@ -60,6 +72,10 @@ fn disk(path: &Path, name: &str) -> Option<Disk> {
     if NOT_DISKS.iter().any(is_other) || emmc_part || hidden {
         return None;
     }
+    describe(path, name)
+}
+
+fn describe(path: &Path, name: &str) -> Option<Disk> {
     // Whatever the sector size, the kernel counts in 512 bytes here (Documentation/ABI/stable/sysfs-block).
     let size = number(&path.join("size"))?.checked_mul(512)?;
     // A card reader without a card.

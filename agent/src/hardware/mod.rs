@@ -5,12 +5,14 @@
 
 pub(crate) mod disks;
 pub(crate) mod firmware;
+pub(crate) mod named;
 pub(crate) mod nics;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use backup::hardware::Inventory;
+use backup::hardware::{Disk, Inventory};
+use named::NamedDisk;
 
 /// Where the kernel shows the machine.
 #[derive(Debug, Clone)]
@@ -19,6 +21,8 @@ pub(crate) struct Roots {
     pub(crate) sysfs: PathBuf,
     /// `/proc`.
     pub(crate) procfs: PathBuf,
+    /// The disks that a person named, in place of all that the machine has.
+    pub(crate) named: Option<Vec<NamedDisk>>,
 }
 
 impl Roots {
@@ -27,6 +31,18 @@ impl Roots {
         Self {
             sysfs: PathBuf::from("/sys"),
             procfs: PathBuf::from("/proc"),
+            named: None,
+        }
+    }
+
+    /// The disks that are there now.
+    pub(crate) fn disks(&self) -> Vec<Disk> {
+        match &self.named {
+            Some(named) => named
+                .iter()
+                .filter_map(|named| named.disk(&self.sysfs))
+                .collect(),
+            None => disks::disks(&self.sysfs),
         }
     }
 
@@ -40,7 +56,7 @@ impl Roots {
             identity,
             firmware: firmware::kind(&self.sysfs),
             architecture: architecture(),
-            disks: disks::disks(&self.sysfs),
+            disks: self.disks(),
             nics,
             memory: memory(&self.procfs),
             without_driver: crate::drivers::without_driver(&self.sysfs),
@@ -64,7 +80,7 @@ fn memory(procfs: &Path) -> u64 {
 
 /// The text of an attribute file, cleaned: no control characters, no spaces around; `None` when it
 /// says nothing.
-fn attribute(path: &Path) -> Option<String> {
+pub(crate) fn attribute(path: &Path) -> Option<String> {
     clean(&String::from_utf8_lossy(&fs::read(path).ok()?))
 }
 

@@ -120,7 +120,9 @@ impl Fault {
             Self::Refused(_) | Self::NotAsPlanned(_) => "refused",
             Self::OtherAnswer { .. } | Self::Manifest { .. } | Self::ChunkList { .. } => "server",
             Self::DamagedChunk { .. } => "damaged-chunk",
-            Self::Device(DeviceError::Busy { .. } | DeviceError::Other { .. }) => "refused",
+            Self::Device(
+                DeviceError::Busy { .. } | DeviceError::InUse { .. } | DeviceError::Other { .. },
+            ) => "refused",
             Self::Device(_) | Self::ReadBack { .. } => "disk-error",
             Self::Tool { .. } => "tool",
             Self::Boot { .. } => "boot-repair",

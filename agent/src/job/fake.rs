@@ -15,14 +15,14 @@ use backup::hardware::{Disk, FirmwareKind, Inventory, MachineIdentity};
 use backup::manifest::RestorePointId;
 use backup::plan::{DiskPlan, RestorePlan};
 use backup::{Digest, SectorSize};
-use protocol::api::ApiError;
+use protocol::api::{ApiError, FinishList, MAX_UPLOAD};
 
 use crate::boot_repair::variables::Variables;
 use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::job::error::Fault;
 use crate::job::kernel::grow_file_system;
 use crate::job::platform::{Loader, Platform};
-use crate::job::server::ChunkServer;
+use crate::job::server::{ChunkServer, ListName};
 use crate::job::tracker::Tracker;
 use crate::job::{Engine, ProgressSlot};
 use crate::net::http::RequestError;
@@ -36,6 +36,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct FakeServer {
     records: Mutex<HashMap<Digest, Vec<u8>>>,
     lists: Mutex<HashMap<Digest, Vec<u8>>>,
+    /// Lists that are not whole.
+    parts: Mutex<HashMap<ListName, Vec<u8>>>,
     pub(crate) manifests: Mutex<HashMap<RestorePointId, Vec<u8>>>,
     /// Chunks that were stored by uploads.
     pub(crate) uploaded: AtomicU64,
@@ -63,6 +65,11 @@ impl FakeServer {
         let middle = RecordHeader::LEN + (record.len() - RecordHeader::LEN) / 2;
         record[middle] ^= 1;
         digest
+    }
+
+    /// A list that is whole.
+    pub(crate) fn list(&self, digest: &Digest) -> Vec<u8> {
+        lock(&self.lists)[digest].clone()
     }
 
     /// A digest that is stored.
@@ -133,9 +140,23 @@ impl ChunkServer for FakeServer {
         Ok(())
     }
 
-    fn upload_list(&self, digest: &Digest, list: &[u8]) -> Result<(), RequestError> {
-        assert_eq!(Digest::of(list), *digest);
-        lock(&self.lists).insert(*digest, list.to_vec());
+    fn list_part(&self, name: ListName, offset: u64, part: &[u8]) -> Result<(), RequestError> {
+        assert!(part.len() <= MAX_UPLOAD);
+        let mut parts = lock(&self.parts);
+        let list = parts.entry(name).or_default();
+        if offset == 0 {
+            list.clear();
+        }
+        assert_eq!(list.len() as u64, offset, "list {name}");
+        list.extend_from_slice(part);
+        Ok(())
+    }
+
+    fn finish_list(&self, name: ListName, whole: &FinishList) -> Result<(), RequestError> {
+        let list = lock(&self.parts).remove(&name).unwrap();
+        let found = (list.len() as u64, Digest::of(&list));
+        assert_eq!(found, (whole.length, whole.digest), "list {name}");
+        lock(&self.lists).insert(whole.digest, list);
         Ok(())
     }
 

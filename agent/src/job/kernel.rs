@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount, umount};
 use crate::boot_repair::loader;
 use crate::boot_repair::variables::{EfiVariables, Variables};
 use crate::device::{Access, BlockDevice, Device, DeviceError};
-use crate::hardware::disks::disks;
+use crate::hardware::disks::block_device;
 use crate::job::error::Fault;
 use crate::job::platform::{Loader, Platform};
 use crate::log::chain;
@@ -85,13 +85,7 @@ impl Platform for Kernel {
         let mut sentences = Vec::new();
         for grow in &disk.grow {
             sentences.extend(grow_file_system(&added.node(grow.partition), grow)?);
-            sentences.push(format!(
-                "Grew the {} in partition {} from {} to {}.",
-                grow.file_system,
-                grow.partition,
-                HumanBytes(grow.from),
-                HumanBytes(grow.to)
-            ));
+            sentences.push(grew(grow));
         }
         if let (Some(esp), Some(name)) = (esp, self.fallback) {
             let same = |loader: &&Loader| esp.guid.as_deref() == Some(loader.partition.as_str());
@@ -118,12 +112,21 @@ impl Platform for Kernel {
     }
 }
 
+/// What was grown, for the summary.
+pub(crate) fn grew(grow: &Grow) -> String {
+    format!(
+        "Grew the {} in partition {} from {} to {}.",
+        grow.file_system,
+        grow.partition,
+        HumanBytes(grow.from),
+        HumanBytes(grow.to)
+    )
+}
+
 /// Checks that the name still belongs to the disk that the inventory saw: names are given anew when
 /// a disk is pulled and put back.
 fn check_identity(expected: &Disk) -> Result<(), DeviceError> {
-    let found = disks(Path::new("/sys"))
-        .into_iter()
-        .find(|disk| disk.name == expected.name);
+    let found = block_device(Path::new("/sys"), &expected.name);
     let same = found.as_ref().is_some_and(|found| {
         (found.size, &found.serial, &found.wwn, &found.model)
             == (
@@ -235,7 +238,7 @@ fn wait_for(node: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-fn grow_tools(grow: &Grow) -> Result<[&'static str; 2], Fault> {
+pub(crate) fn grow_tools(grow: &Grow) -> Result<[&'static str; 2], Fault> {
     match grow.file_system {
         FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => {
             Ok(["e2fsck", "resize2fs"])
@@ -247,7 +250,7 @@ fn grow_tools(grow: &Grow) -> Result<[&'static str; 2], Fault> {
     }
 }
 
-fn find_tool(name: &str) -> Result<PathBuf, Fault> {
+pub(crate) fn find_tool(name: &str) -> Result<PathBuf, Fault> {
     TOOL_FOLDERS
         .iter()
         .map(|folder| Path::new(folder).join(name))
@@ -315,7 +318,10 @@ fn failed(tool: &str, code: Option<i32>, output: &str) -> Fault {
 }
 
 /// Runs a tool; its output goes to the log and, shortened to its end, to the caller.
-fn run_tool(name: &str, arguments: &[&std::ffi::OsStr]) -> Result<(Option<i32>, String), Fault> {
+pub(crate) fn run_tool(
+    name: &str,
+    arguments: &[&std::ffi::OsStr],
+) -> Result<(Option<i32>, String), Fault> {
     let path = find_tool(name)?;
     let output = Command::new(&path)
         .args(arguments)

@@ -20,6 +20,7 @@ use tracker::Tracker;
 
 pub(crate) mod error;
 pub(crate) mod kernel;
+pub(crate) mod native;
 pub(crate) mod platform;
 pub(crate) mod server;
 pub(crate) mod tracker;
@@ -28,7 +29,6 @@ pub(crate) mod tracker;
 pub(crate) mod fake;
 
 /// What a job is given.
-#[derive(Debug)]
 pub(crate) struct Context {
     /// The server. It is tried again while it is away, until the job is taken back.
     pub(crate) server: Server,
@@ -38,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) cancelled: Arc<AtomicBool>,
     /// Where the job says how far it is.
     pub(crate) progress: ProgressSlot,
+    /// The machine as the engine works with it.
+    pub(crate) platform: Arc<dyn Platform>,
 }
 
 /// The newest progress of a job: set by the job, read once a second by screen and reports.
@@ -113,10 +115,9 @@ pub(crate) fn cores() -> usize {
 /// # Errors
 /// [`JobError`] with everything a person needs to know.
 pub(crate) fn run(job: &Job, context: &Context) -> Result<Summary, JobError> {
-    let platform = kernel::Kernel::new(context.inventory.firmware, &context.inventory.architecture);
     let engine = Engine {
         server: &HttpChunkServer::new(&context.server, job),
-        platform: &platform,
+        platform: context.platform.as_ref(),
         inventory: &context.inventory,
         cancelled: &context.cancelled,
         tracker: Tracker::new(&context.progress),

@@ -1,6 +1,7 @@
 //! What the engine needs of the machine it runs on, apart from how the machine gives it.
 //!
-//! The engine is tested on image files; [`crate::job::kernel`] is the real one.
+//! The engine is tested on image files; [`crate::job::kernel`] is the real one,
+//! [`crate::job::native`] a running system with what was named of it.
 
 use std::io;
 
@@ -12,7 +13,7 @@ use crate::device::{Access, BlockDevice, DeviceError};
 use crate::job::error::Fault;
 
 /// The machine.
-pub(crate) trait Platform: Sync {
+pub(crate) trait Platform: Send + Sync {
     /// Opens a disk of the inventory, exclusively.
     fn open(&self, disk: &Disk, access: Access) -> Result<Box<dyn BlockDevice>, DeviceError>;
 

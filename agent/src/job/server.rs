@@ -5,7 +5,7 @@
 use backup::chunk::{MAX_STORED_LEN, RecordHeader};
 use backup::manifest::RestorePointId;
 use backup::{Digest, chunk};
-use protocol::api;
+use protocol::api::{self, FinishList};
 use protocol::job::Job;
 
 use crate::net::http::{RequestError, Server};
@@ -30,10 +30,28 @@ pub(crate) trait ChunkServer: Sync {
     fn missing(&self, digests: &[Digest]) -> Result<Vec<bool>, RequestError>;
     /// Sends records, at most [`api::MAX_UPLOAD`] bytes.
     fn upload(&self, records: &[u8]) -> Result<(), RequestError>;
-    /// Sends an encoded chunk list.
-    fn upload_list(&self, digest: &Digest, list: &[u8]) -> Result<(), RequestError>;
+    /// Sends a part of an encoded chunk list, of which it has all before byte `offset`; at most
+    /// [`api::MAX_UPLOAD`] bytes. Offset 0 begins it.
+    fn list_part(&self, name: ListName, offset: u64, part: &[u8]) -> Result<(), RequestError>;
+    /// Says that a chunk list is whole.
+    fn finish_list(&self, name: ListName, whole: &FinishList) -> Result<(), RequestError>;
     /// Makes the restore point: the commit of a capture.
     fn publish(&self, manifest: &[u8]) -> Result<(), RequestError>;
+}
+
+/// What a region's chunk list is called until it is whole and its digest names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ListName {
+    /// The disk's number in the manifest.
+    pub(crate) disk: u32,
+    /// The region's index in its disk.
+    pub(crate) region: usize,
+}
+
+impl std::fmt::Display for ListName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.disk, self.region)
+    }
 }
 
 /// The server over HTTP, for one job.
@@ -109,9 +127,15 @@ impl ChunkServer for HttpChunkServer<'_> {
         Ok(())
     }
 
-    fn upload_list(&self, digest: &Digest, list: &[u8]) -> Result<(), RequestError> {
+    fn list_part(&self, name: ListName, offset: u64, part: &[u8]) -> Result<(), RequestError> {
+        let path = api::list_part(&self.job.id, &name.to_string());
         self.server
-            .put_bytes(&api::upload_list(&self.job.id, digest), list)
+            .put_bytes(&format!("{path}?offset={offset}"), part)
+    }
+
+    fn finish_list(&self, name: ListName, whole: &FinishList) -> Result<(), RequestError> {
+        let path = api::list_part(&self.job.id, &name.to_string());
+        self.server.send_json(&path, whole)
     }
 
     fn publish(&self, manifest: &[u8]) -> Result<(), RequestError> {
@@ -134,22 +158,40 @@ pub(crate) fn compressor() -> std::io::Result<zstd::bulk::Compressor<'static>> {
 ///
 /// # Errors
 /// What zstd says.
+#[cfg(test)]
 pub(crate) fn encode_record(
     compressor: &mut zstd::bulk::Compressor<'_>,
     digest: Digest,
     plain: &[u8],
 ) -> std::io::Result<Vec<u8>> {
-    let frame = compressor.compress(plain)?;
+    let mut record = Vec::new();
+    append_record(compressor, digest, plain, &mut record)?;
+    Ok(record)
+}
+
+/// Appends a record to `records`: header and one zstd frame.
+///
+/// # Errors
+/// What zstd says.
+pub(crate) fn append_record(
+    compressor: &mut zstd::bulk::Compressor<'_>,
+    digest: Digest,
+    plain: &[u8],
+    records: &mut Vec<u8>,
+) -> std::io::Result<()> {
     let too_long = |_| std::io::Error::other("a chunk is longer than its record can say");
+    let begin = records.len();
+    let frame = begin + RecordHeader::LEN;
+    records.resize(frame + zstd::zstd_safe::compress_bound(plain.len()), 0);
+    let stored = compressor.compress_to_buffer(plain, &mut records[frame..])?;
+    records.truncate(frame + stored);
     let header = RecordHeader {
         digest,
         plain_len: plain.len().try_into().map_err(too_long)?,
-        stored_len: frame.len().try_into().map_err(too_long)?,
+        stored_len: stored.try_into().map_err(too_long)?,
     };
-    let mut record = Vec::with_capacity(RecordHeader::LEN + frame.len());
-    record.extend_from_slice(&header.encode());
-    record.extend_from_slice(&frame);
-    Ok(record)
+    records[begin..frame].copy_from_slice(&header.encode());
+    Ok(())
 }
 
 /// zstd's level 3: 371 MB/s and a ratio of 3.2 on a system disk (measured on one core).

@@ -167,6 +167,19 @@ impl Server {
         from_json(&request, &bytes)
     }
 
+    /// POST of JSON; the answer's body is not wanted.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub(crate) fn send_json(&self, path: &str, body: &impl Serialize) -> Result<(), RequestError> {
+        let body = serde_json::to_vec(body).map_err(|error| RequestError::Body {
+            request: format!("POST {path}"),
+            source: error.into(),
+        })?;
+        self.exchange(&Method::POST, path, "application/json", &body, JSON_LIMIT)?;
+        Ok(())
+    }
+
     /// GET, at most `limit` bytes back.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use backup::Digest;
-use backup::chunk::{Chunk, ChunkList};
+use backup::chunk::{Chunk, ChunkList, list_len};
 use backup::manifest::{Manifest, RestorePointId};
 use backup::plan::RestorePlan;
 use backup::units::HumanBytes;
@@ -33,7 +33,7 @@ pub(super) fn fetch_lists(
             if lists.contains_key(&content.digest) {
                 continue;
             }
-            let limit = content.chunks.saturating_mul(48).saturating_add(16);
+            let limit = list_len(content.chunks);
             let bytes = engine
                 .server
                 .chunk_list(restore_point, &content.digest, limit)

@@ -10,9 +10,11 @@ use protocol::beacon::AgentState;
 use protocol::boot_args::BootArgs;
 use protocol::job::{Afterwards, Job};
 
-use super::work::{self, CRASH_MARK, Outcome};
+use super::work::{self, CRASH_MARK, Machine, Outcome};
 use crate::beacon::{Boot, Station, WAITING};
 use crate::hardware::Roots;
+use crate::job::JobError;
+use crate::job::kernel::Kernel;
 use crate::net::http::Server;
 use crate::net::way::{self, Search, Way};
 use crate::screen;
@@ -95,8 +97,8 @@ fn take(job: &Job, server: &Server, station: &Station, roots: &Roots) {
         view.state = format!("Working: {} of {restore_point}", job.kind.word());
     });
     wait_for_disks(roots);
-    match work::work(job, server, roots.inventory()) {
-        Outcome::Done => match job.afterwards {
+    match work::work_marked(job, server, machine(roots)) {
+        Outcome::Done(_) => match job.afterwards {
             Afterwards::Reboot => leave(Ending::Restart, "restarting"),
             Afterwards::PowerOff => leave(Ending::PowerOff, "switching off"),
             Afterwards::Wait => {
@@ -108,12 +110,23 @@ fn take(job: &Job, server: &Server, station: &Station, roots: &Roots) {
             station.set_state(AgentState::Waiting, None);
             screen::update(|view| view.state = format!("{WAITING}. {reason}"));
         }
-        Outcome::Failed(reason) => {
+        Outcome::Failed(JobError { reason, .. }) => {
             screen::update(|view| view.state = format!("FAILED: {reason}"));
             station.set_state(AgentState::Failed, Some(reason));
         }
     }
     log::info!("waiting");
+}
+
+/// This machine, all of it.
+fn machine(roots: &Roots) -> Machine {
+    let inventory = roots.inventory();
+    let kernel = Kernel::new(inventory.firmware, &inventory.architecture);
+    Machine {
+        inventory,
+        platform: Arc::new(kernel),
+        cancelled: Arc::default(),
+    }
 }
 
 /// Disks behind slow controllers appear some time after their driver: waits until nothing new came
@@ -175,7 +188,7 @@ fn stop(reason: &str) -> ! {
 
 /// Starts a thread that works to the end. When it cannot, or faults, the process ends, and PID 1 starts
 /// the environment again.
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
     let guarded = move || {
         let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         if worked.is_err() {

@@ -17,6 +17,7 @@ use protocol::progress::Progress;
 
 use super::environment::unfinished_job;
 use crate::beacon::Station;
+use crate::job::platform::Platform;
 use crate::job::{self, Context, JobError, ProgressSlot, Summary};
 use crate::log::chain;
 use crate::net::http::{RequestError, Server};
@@ -37,25 +38,48 @@ const DELIVER_AGAIN: Duration = Duration::from_secs(5);
 /// How a job ended, once the server knows.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Well.
-    Done,
-    /// Badly, for this reason.
-    Failed(String),
+    /// Well; what it did.
+    Done(Summary),
+    /// Badly.
+    Failed(JobError),
     /// The operator took it back; where that left the machine.
     TakenBack(String),
 }
 
-/// Does the job and reports it.
-pub(crate) fn work(job: &Job, server: &Server, inventory: Inventory) -> Outcome {
-    // Only /run can hold it; on an ordinary system the mark is not needed.
+/// What a job is done with.
+pub(crate) struct Machine {
+    /// What the machine is made of.
+    pub(crate) inventory: Inventory,
+    /// The machine as the engine works with it.
+    pub(crate) platform: Arc<dyn Platform>,
+    /// Set from outside to stop the job at the next safe place.
+    pub(crate) cancelled: Arc<AtomicBool>,
+}
+
+/// Does the job with a mark that tells whoever starts next, should the process end by itself.
+pub(crate) fn work_marked(job: &Job, server: &Server, machine: Machine) -> Outcome {
     let marked = std::fs::write(CRASH_MARK, &job.id);
-    let cancelled = Arc::new(AtomicBool::new(false));
+    let outcome = work(job, server, machine);
+    if marked.is_ok() {
+        let _ = std::fs::remove_file(CRASH_MARK);
+    }
+    outcome
+}
+
+/// Does the job and reports it.
+pub(crate) fn work(job: &Job, server: &Server, machine: Machine) -> Outcome {
+    let Machine {
+        inventory,
+        platform,
+        cancelled,
+    } = machine;
     let progress = ProgressSlot::default();
     let context = Context {
         server: server.until(Arc::clone(&cancelled)),
         inventory,
         cancelled: Arc::clone(&cancelled),
         progress: progress.clone(),
+        platform,
     };
     let over = AtomicBool::new(false);
     let over = &over;
@@ -80,11 +104,7 @@ pub(crate) fn work(job: &Job, server: &Server, inventory: Inventory) -> Outcome 
         result
     });
     screen::update(|view| view.progress = None);
-    let outcome = conclude(job, server, result);
-    if marked.is_ok() {
-        let _ = std::fs::remove_file(CRASH_MARK);
-    }
-    outcome
+    conclude(job, server, result)
 }
 
 fn run_guarded(job: &Job, context: &Context) -> Result<Summary, JobError> {
@@ -155,7 +175,8 @@ fn conclude(job: &Job, server: &Server, result: Result<Summary, JobError>) -> Ou
             for line in &summary {
                 log::info!("{line}");
             }
-            (JobReport::Succeeded { summary }, Outcome::Done)
+            let outcome = Outcome::Done(Summary(summary.clone()));
+            (JobReport::Succeeded { summary }, outcome)
         }
         Err(JobError { reason, code }) if code == CANCELLED => {
             log::warn!("job {} stopped: {reason}", job.id);
@@ -164,7 +185,10 @@ fn conclude(job: &Job, server: &Server, result: Result<Summary, JobError>) -> Ou
         }
         Err(JobError { reason, code }) => {
             log::error!("job {} FAILED: {reason}", job.id);
-            let outcome = Outcome::Failed(reason.clone());
+            let outcome = Outcome::Failed(JobError {
+                reason: reason.clone(),
+                code: code.clone(),
+            });
             (JobReport::Failed { reason, code }, outcome)
         }
     };

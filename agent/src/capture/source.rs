@@ -1,0 +1,165 @@
+//! Sources: disks that are open for reading, and what is saved of each of their regions.
+//!
+//! Invariant: a disk is opened read only. The used ranges and file extents of a large volume are large
+//! themselves (up to 16 and 48 MiB): those of all regions together are kept up to [`KEPT`] bytes; a region
+//! whose plan does not fit is surveyed again when its turn comes, and must be what it was.
+
+use std::sync::Arc;
+
+use backup::Digest;
+use backup::filesystem::{Section, survey_volume};
+use backup::hardware::Disk;
+use backup::layout::{LayoutRegion, survey_disk};
+use backup::manifest::{ChunkListRef, DiskImage, Region, RegionKind};
+use backup::plan::capture::{RegionPlan, plan_region};
+use backup::units::HumanBytes;
+
+use crate::device::{Access, BlockDevice, DiskReader};
+use crate::job::Engine;
+use crate::job::error::Fault;
+use crate::log::chain;
+
+/// The most bytes of plans that are kept until their region is read.
+pub(crate) const KEPT: usize = 16 << 20;
+
+/// A disk that is open, and what is saved of it.
+pub(crate) struct Source<'a> {
+    pub(crate) disk: &'a Disk,
+    pub(crate) device: Arc<dyn BlockDevice>,
+    /// What the manifest says of it; what its regions contain is known when they have been read.
+    pub(crate) image: DiskImage,
+    /// One for each region.
+    pub(crate) planned: Vec<Planned>,
+}
+
+/// What is read of a region.
+pub(crate) struct Planned {
+    layout: LayoutRegion,
+    pub(crate) read_bytes: u64,
+    /// `None` when it is too large to be kept.
+    plan: Option<RegionPlan>,
+}
+
+impl<'a> Source<'a> {
+    /// Opens a disk and plans what is saved of it. `number` is the disk's in the manifest, `kept` the
+    /// bytes of plans that are kept already.
+    ///
+    /// # Errors
+    /// A disk that cannot be opened or read, is another one than the inventory says, or whose table
+    /// does not describe it.
+    pub(crate) fn open(
+        engine: &Engine<'_>,
+        disk: &'a Disk,
+        number: u32,
+        kept: &mut usize,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, Fault> {
+        let device: Arc<dyn BlockDevice> = Arc::from(engine.platform.open(disk, Access::Read)?);
+        let (size, sector) = (device.size(), device.sector());
+        if (size, sector) != (disk.size, disk.logical_sector) {
+            return Err(Fault::NotAsPlanned(format!(
+                "{} has {size} bytes (the inventory says {}); it is another disk",
+                device.name(),
+                disk.size
+            )));
+        }
+        let layout = survey_disk(&DiskReader(device.as_ref()), size, sector).map_err(|error| {
+            Fault::NotAsPlanned(format!("{}: {}", device.name(), chain(&error)))
+        })?;
+        log::info!("{}:", disk.describe());
+        let (mut planned, mut regions) = (Vec::new(), Vec::new());
+        for layout in layout.regions {
+            engine.check_cancelled()?;
+            let plan = survey(device.as_ref(), &layout);
+            log::info!("  {plan}");
+            regions.push(Region {
+                kind: plan.kind.clone(),
+                range: plan.range,
+                volume: plan.volume.clone(),
+                coverage: plan.coverage.clone(),
+                content: ChunkListRef {
+                    digest: Digest::of(&[]),
+                    chunks: 0,
+                    data_bytes: 0,
+                    zero_bytes: 0,
+                },
+            });
+            let memory = plan.memory();
+            let fits = *kept + memory <= KEPT;
+            *kept += if fits { memory } else { 0 };
+            planned.push(Planned {
+                layout,
+                read_bytes: plan.read_bytes(),
+                plan: fits.then_some(plan),
+            });
+        }
+        for warning in layout.warnings {
+            log::warn!("{}: {warning}", disk.name);
+            warnings.push(format!("{}: {warning}", disk.name));
+        }
+        let image = DiskImage {
+            number,
+            model: disk.model.clone(),
+            serial: disk.serial.clone(),
+            wwn: disk.wwn.clone(),
+            size,
+            logical_sector: sector,
+            physical_sector: disk.physical_sector,
+            table: layout.table,
+            regions,
+        };
+        let source = Self {
+            disk,
+            device,
+            image,
+            planned,
+        };
+        log::info!(
+            "  {} of {} to read",
+            HumanBytes(source.read_bytes()),
+            HumanBytes(size)
+        );
+        Ok(source)
+    }
+
+    /// Bytes that will be read of it.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.planned.iter().map(|planned| planned.read_bytes).sum()
+    }
+}
+
+impl Planned {
+    /// The plan for the region, made again when it was not kept; to be dropped when the region is read.
+    ///
+    /// # Errors
+    /// [`Fault::NotAsPlanned`] when the region is not what it was.
+    pub(crate) fn plan(&mut self, device: &dyn BlockDevice) -> Result<RegionPlan, Fault> {
+        if let Some(plan) = self.plan.take() {
+            return Ok(plan);
+        }
+        let plan = survey(device, &self.layout);
+        let found = plan.read_bytes();
+        if found != self.read_bytes {
+            return Err(Fault::NotAsPlanned(format!(
+                "{}: the volume in {} uses {found} bytes (expected {}, as before); something writes to \
+                 it",
+                device.name(),
+                self.layout.range,
+                self.read_bytes
+            )));
+        }
+        Ok(plan)
+    }
+}
+
+fn survey(device: &dyn BlockDevice, layout: &LayoutRegion) -> RegionPlan {
+    let reader = DiskReader(device);
+    let survey = match layout.kind {
+        RegionKind::Gap => None,
+        RegionKind::Partition { .. } | RegionKind::WholeDisk => {
+            let section = Section::new(&reader, layout.range);
+            Some(survey_volume(&section, layout.range.len()))
+        }
+    };
+    plan_region(layout.clone(), survey, device.sector().bytes())
+}
