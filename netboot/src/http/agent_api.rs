@@ -25,6 +25,7 @@ use smol::Timer;
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body, read_json};
+use super::operator_api::new_restore_point;
 use super::{PeerAddress, Recovery};
 use crate::flight_recorder::Fact;
 use crate::jobs::JobRecord;
@@ -74,6 +75,7 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
     });
     Router::new()
         .route(api::BEACON, post(beacon))
+        .route(api::CAPTURES, post(ask_capture))
         .route("/api/v1/jobs/{job}/report", post(report))
         .route("/api/v1/jobs/{job}/chunks/missing", post(missing))
         .route("/api/v1/jobs/{job}/chunks", post(upload))
@@ -139,6 +141,28 @@ async fn beacon(
             return Ok(Json(reply(None)));
         }
     }
+}
+
+/// A machine asks to be captured: a running system that makes its own backup. It is given the job at
+/// once, or told which one it has already.
+async fn ask_capture(State(shared): Shared, body: Body) -> Result<Json<BeaconReply>, Refusal> {
+    let beacon = read_json::<Beacon>(body, MAX_BEACON).await?;
+    let (_, seen) = hear(&shared.recovery, beacon).await?;
+    let (recovery, by) = (Arc::clone(&shared.recovery), seen.clone());
+    let job = smol::unblock(move || -> Result<_, Refusal> {
+        let restore_point = new_restore_point(&recovery)?;
+        let kind = JobKind::Capture { restore_point };
+        let record = recovery.jobs.create(&by.id, kind, Afterwards::Wait)?;
+        log::info!("job {}: {} asks for its capture", record.job.id, by.name);
+        hand_out(&recovery, &by, AgentState::Waiting)
+    })
+    .await?;
+    Ok(Json(BeaconReply {
+        machine: seen.id,
+        name: seen.name,
+        job: job.map(|record| record.job),
+        again_in_seconds: AGAIN_WHILE_WORKING,
+    }))
 }
 
 /// Takes a beacon in.

@@ -112,7 +112,7 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
 }
 
 /// An id that says when, in UTC, and that no other restore point has.
-fn new_restore_point(recovery: &Recovery) -> Result<RestorePointId, Refusal> {
+pub(super) fn new_restore_point(recovery: &Recovery) -> Result<RestorePointId, Refusal> {
     let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
     let random = uuid::Uuid::new_v4().simple().to_string();
     let text = format!("{now}-{}", random.get(..4).unwrap_or("0000"));
