@@ -11,7 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::gpt::GptTable;
-use crate::hardware::{FirmwareKind, MachineIdentity};
+use crate::hardware::{FirmwareKind, Inventory, MachineIdentity};
 use crate::mbr::MbrTable;
 use crate::{ByteRange, Digest, SectorSize};
 
@@ -320,6 +320,28 @@ pub struct DiskImage {
     pub regions: Vec<Region>,
 }
 
+/// What a restore point is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestorePointKind {
+    /// A machine as it was, to be brought back on that machine.
+    #[default]
+    Backup,
+    /// An image to reset machines to, tied to none.
+    Factory,
+}
+
+impl RestorePointKind {
+    /// The word that lists and the API use.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Factory => "factory",
+        }
+    }
+}
+
 /// A restore point's description.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -327,6 +349,9 @@ pub struct Manifest {
     pub format: u32,
     /// The restore point; the server gives it.
     pub id: RestorePointId,
+    /// What it is for.
+    #[serde(default)]
+    pub kind: RestorePointKind,
     /// When the capture began, seconds since 1970-01-01 UTC.
     pub captured_at: u64,
     /// Version of the agent that captured.
@@ -335,6 +360,9 @@ pub struct Manifest {
     pub machine: MachineIdentity,
     /// Its architecture as `uname -m` says it.
     pub architecture: String,
+    /// Everything that was found in it, for a comparison with the machine that it is restored to.
+    #[serde(default)]
+    pub hardware: Option<Inventory>,
     /// Its firmware.
     pub firmware: Firmware,
     /// The operating system found, if any.

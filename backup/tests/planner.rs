@@ -55,6 +55,8 @@ fn manifest(disks: Vec<DiskImage>) -> Manifest {
     let manifest = Manifest {
         format: FORMAT,
         id: "2026-11-20-1".to_owned().try_into().unwrap(),
+        kind: Default::default(),
+        hardware: None,
         captured_at: 1_795_000_000,
         agent_version: "0.1.0".to_owned(),
         machine: MachineIdentity::default(),

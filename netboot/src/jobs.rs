@@ -239,7 +239,7 @@ impl Jobs {
         let captures = unfinished
             .into_iter()
             .filter_map(|record| match record.job.kind {
-                JobKind::Capture { restore_point } => Some(restore_point),
+                JobKind::Capture { restore_point, .. } => Some(restore_point),
                 JobKind::Restore { .. } => None,
             });
         Ok(captures.collect())

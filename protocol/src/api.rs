@@ -15,7 +15,7 @@
 
 use backup::Digest;
 use backup::hardware::Inventory;
-use backup::manifest::RestorePointId;
+use backup::manifest::{RestorePointId, RestorePointKind};
 use backup::plan::Choices;
 use serde::{Deserialize, Serialize};
 
@@ -186,7 +186,11 @@ pub struct JobRequest {
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Action {
     /// Save its disks.
-    Capture,
+    Capture {
+        /// What the restore point is for.
+        #[serde(default)]
+        point_kind: RestorePointKind,
+    },
     /// Rebuild it.
     Restore {
         /// Id of the restore point, or its beginning, or `latest` of this machine.

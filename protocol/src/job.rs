@@ -1,6 +1,6 @@
 //! Jobs: what the server wants a machine to do, and how it went.
 
-use backup::manifest::RestorePointId;
+use backup::manifest::{RestorePointId, RestorePointKind};
 use backup::plan::Choices;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,9 @@ pub enum JobKind {
     Capture {
         /// The id that the restore point will have.
         restore_point: RestorePointId,
+        /// What it will be for.
+        #[serde(default)]
+        point_kind: RestorePointKind,
     },
     /// Rebuild the machine from a restore point.
     Restore {
@@ -29,7 +32,9 @@ impl JobKind {
     #[must_use]
     pub const fn restore_point(&self) -> &RestorePointId {
         match self {
-            Self::Capture { restore_point } | Self::Restore { restore_point, .. } => restore_point,
+            Self::Capture { restore_point, .. } | Self::Restore { restore_point, .. } => {
+                restore_point
+            }
         }
     }
 

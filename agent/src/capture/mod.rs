@@ -5,7 +5,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backup::manifest::{FORMAT, Manifest, RestorePointId};
+use backup::manifest::{FORMAT, Manifest, RestorePointId, RestorePointKind};
 use backup::units::HumanBytes;
 use protocol::progress::Stage;
 
@@ -29,11 +29,16 @@ mod system;
 pub(crate) fn capture(
     engine: &Engine<'_>,
     restore_point: &RestorePointId,
+    kind: RestorePointKind,
 ) -> Result<Vec<String>, JobError> {
-    run(engine, restore_point).map_err(|fault| report(&fault, Touched::ReadOnly))
+    run(engine, restore_point, kind).map_err(|fault| report(&fault, Touched::ReadOnly))
 }
 
-fn run(engine: &Engine<'_>, restore_point: &RestorePointId) -> Result<Vec<String>, Fault> {
+fn run(
+    engine: &Engine<'_>,
+    restore_point: &RestorePointId,
+    kind: RestorePointKind,
+) -> Result<Vec<String>, Fault> {
     let captured_at = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
@@ -62,10 +67,12 @@ fn run(engine: &Engine<'_>, restore_point: &RestorePointId) -> Result<Vec<String
     let manifest = Manifest {
         format: FORMAT,
         id: restore_point.clone(),
+        kind,
         captured_at,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         machine: engine.inventory.identity.clone(),
         architecture: engine.inventory.architecture.clone(),
+        hardware: Some(engine.inventory.clone()),
         firmware: boot_repair::captured_firmware(
             engine.inventory.firmware,
             engine.platform.variables(),

@@ -124,7 +124,10 @@ pub(crate) fn run(job: &Job, context: &Context) -> Result<Summary, JobError> {
         read_back: false,
     };
     match &job.kind {
-        JobKind::Capture { restore_point } => crate::capture::capture(&engine, restore_point),
+        JobKind::Capture {
+            restore_point,
+            point_kind,
+        } => crate::capture::capture(&engine, restore_point, *point_kind),
         JobKind::Restore {
             restore_point,
             choices,

@@ -192,7 +192,7 @@ fn server() -> &'static FakeServer {
         bytes[34 * 512..1 << 20].copy_from_slice(&noise(71, (1 << 20) - 34 * 512));
         fs::write(&image, bytes).unwrap();
         let bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", SIZE)]);
-        capture(&bench.engine(), &point("rp-1")).unwrap();
+        capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
         bench.server
     })
 }
@@ -213,7 +213,7 @@ fn server_of_whole_disk() -> &'static FakeServer {
             run("mcopy", &["-i", path, file.to_str().unwrap(), "::/"]);
         }
         let bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", SIZE)]);
-        capture(&bench.engine(), &point("rp-1")).unwrap();
+        capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
         bench.server
     })
 }

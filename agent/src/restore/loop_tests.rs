@@ -103,7 +103,7 @@ fn round_trip(sector: SectorSize) {
 
     let machine = LoopMachine(Kernel::new(FirmwareKind::Bios, "x86_64"));
     let mut bench = Bench::new(machine, vec![source.disk(from_len, sector)]);
-    capture(&bench.engine(), &point("rp-1")).unwrap();
+    capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
 
     let target = Loop::new(&folder.path().join("target"), to_len, sector);
     // An older table, of which the kernel knows the partitions.

@@ -123,7 +123,7 @@ fn make_target(folder: &Path, name: &str, len: u64) -> PathBuf {
 fn captured(folder: &Path) -> Bench<ImageMachine> {
     make_source(folder);
     let mut bench = Bench::new(ImageMachine::new(folder), vec![disk("source", SOURCE)]);
-    capture(&bench.engine(), &point("rp-1")).unwrap();
+    capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
     bench.inventory.disks.clear();
     bench
 }
@@ -250,7 +250,7 @@ fn a_second_capture_sends_no_chunk() {
     let first = bench.server.uploaded.load(Ordering::Relaxed);
     bench.inventory.disks = vec![disk("source", SOURCE)];
     let before = fs::read(folder.path().join("source")).unwrap();
-    let summary = capture(&bench.engine(), &point("rp-2")).unwrap();
+    let summary = capture(&bench.engine(), &point("rp-2"), Default::default()).unwrap();
     assert!(first > 0 && bench.server.uploaded.load(Ordering::Relaxed) == first);
     assert!(
         summary
@@ -383,7 +383,7 @@ fn uefi_entries_are_captured_and_come_back_once_however_often_it_is_restored() {
         ("BootOrder".to_owned(), vec![2, 0, 1, 0]),
         ("BootCurrent".to_owned(), vec![1, 0]),
     ]);
-    capture(&bench.engine(), &point("rp-1")).unwrap();
+    capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
 
     // The bare machine knows the network only, under the number that the entry had.
     *values.lock().unwrap() = [
@@ -442,7 +442,7 @@ fn a_disk_with_a_pc_table_and_logical_partitions_comes_back() {
     file.write_all_at(&noise(4, (MIB - 512) as usize), 512)
         .unwrap();
     let mut bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", len)]);
-    capture(&bench.engine(), &point("rp-1")).unwrap();
+    capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
 
     let target = make_target(folder.path(), "target", len);
     bench.inventory.disks = vec![disk("target", len)];

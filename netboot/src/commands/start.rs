@@ -14,7 +14,9 @@ use crate::state::now;
 pub(super) fn capture(client: &ControlClient, args: &CaptureArgs) -> Result<(), CommandError> {
     let request = JobRequest {
         machine: args.machine.clone(),
-        action: Action::Capture,
+        action: Action::Capture {
+            point_kind: Default::default(),
+        },
         afterwards: args.job.then.into(),
     };
     begin(client, &request, &args.job)
@@ -57,7 +59,9 @@ fn announcement(job: &JobView, machine: Option<&MachineView>, request: &JobReque
     let name = clean(&job.machine_name);
     let (id, point) = (short(&job.id), job.kind.restore_point());
     let mut text = match &request.action {
-        Action::Capture => format!("Job {id}: capture of {name} as restore point {point}.\n"),
+        Action::Capture { .. } => {
+            format!("Job {id}: capture of {name} as restore point {point}.\n")
+        }
         Action::Restore { choices, .. } => {
             let head = format!("Job {id}: restore of {name} from restore point {point}.\n");
             head + &overwritten(machine, choices)

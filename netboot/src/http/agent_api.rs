@@ -16,7 +16,7 @@ use axum::routing::{get, post, put};
 use axum::{Extension, Json, Router};
 use backup::Digest;
 use backup::hardware::Inventory;
-use backup::manifest::{Manifest, RestorePointId};
+use backup::manifest::{Manifest, RestorePointId, RestorePointKind};
 use futures_lite::{future, stream};
 use protocol::api;
 use protocol::beacon::{AgentState, Beacon, BeaconReply};
@@ -151,7 +151,10 @@ async fn ask_capture(State(shared): Shared, body: Body) -> Result<Json<BeaconRep
     let (recovery, by) = (Arc::clone(&shared.recovery), seen.clone());
     let job = smol::unblock(move || -> Result<_, Refusal> {
         let restore_point = new_restore_point(&recovery)?;
-        let kind = JobKind::Capture { restore_point };
+        let kind = JobKind::Capture {
+            restore_point,
+            point_kind: RestorePointKind::Backup,
+        };
         let record = recovery.jobs.create(&by.id, kind, Afterwards::Wait)?;
         log::info!("job {}: {} asks for its capture", record.job.id, by.name);
         hand_out(&recovery, &by, AgentState::Waiting)

@@ -84,8 +84,9 @@ async fn create_job(State(recovery): Shared, body: Body) -> Result<Response, Ref
 fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> {
     let machine = recovery.machines.resolve(&request.machine)?;
     let kind = match request.action {
-        Action::Capture => JobKind::Capture {
+        Action::Capture { point_kind } => JobKind::Capture {
             restore_point: new_restore_point(recovery)?,
+            point_kind,
         },
         Action::Restore {
             restore_point,
@@ -135,7 +136,7 @@ async fn cancel(
 ) -> Result<Json<JobView>, Refusal> {
     let view = smol::unblock(move || -> Result<_, Refusal> {
         let record = recovery.jobs.cancel(&job)?;
-        if let JobKind::Capture { restore_point } = &record.job.kind {
+        if let JobKind::Capture { restore_point, .. } = &record.job.kind {
             recovery.store.restore_points.discard_staging(restore_point);
         }
         log::info!("job {} cancelled", record.job.id);

@@ -100,7 +100,10 @@ fn a_capture_and_a_restore_not_taken_yet_never_get_old() {
     assert_eq!(stale(), None);
     bench.jobs.cancel(&waiting.job.id).unwrap();
     let restore_point = restore_point();
-    bench.taken(JobKind::Capture { restore_point });
+    bench.taken(JobKind::Capture {
+        restore_point,
+        point_kind: Default::default(),
+    });
     assert_eq!(stale(), None);
 }
 

@@ -172,6 +172,8 @@ fn manifest_of(id: &RestorePointId, chunks: &[Vec<u8>]) -> (Manifest, Vec<u8>) {
     let manifest = Manifest {
         format: 1,
         id: id.clone(),
+        kind: Default::default(),
+        hardware: None,
         captured_at: 1,
         agent_version: "0".into(),
         machine: MachineIdentity::default(),

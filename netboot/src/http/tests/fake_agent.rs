@@ -236,6 +236,8 @@ impl Capture {
         let manifest = Manifest {
             format: 1,
             id: id.clone(),
+            kind: Default::default(),
+            hardware: None,
             captured_at: 1_700_000_000,
             agent_version: "0.1.0".into(),
             machine: MachineIdentity::default(),
@@ -301,7 +303,14 @@ impl Capture {
 pub(super) fn begin_capture(server: &Server, machine: u8) -> Job {
     // One that works is not held until there is a job.
     server.beacon(&beacon(machine, "boot", AgentState::Working));
-    server.order(&mac(machine), api::Action::Capture).unwrap();
+    server
+        .order(
+            &mac(machine),
+            api::Action::Capture {
+                point_kind: Default::default(),
+            },
+        )
+        .unwrap();
     let reply = server.beacon(&beacon(machine, "boot", AgentState::Waiting));
     reply.job.unwrap()
 }

@@ -352,24 +352,52 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             .set_host_name(&machine.id, "twin")
             .unwrap();
     }
-    let refusal = server.order("twin", Action::Capture).unwrap_err();
+    let refusal = server
+        .order(
+            "twin",
+            Action::Capture {
+                point_kind: Default::default(),
+            },
+        )
+        .unwrap_err();
     assert_eq!(refusal.code, "ambiguous");
     for machine in &machines {
         assert!(refusal.message.contains(&machine.id), "{refusal}");
     }
     assert_eq!(
-        server.order("nobody", Action::Capture).unwrap_err().code,
+        server
+            .order(
+                "nobody",
+                Action::Capture {
+                    point_kind: Default::default()
+                }
+            )
+            .unwrap_err()
+            .code,
         "not-found"
     );
     assert_eq!(
-        server.order("02", Action::Capture).unwrap_err().code,
+        server
+            .order(
+                "02",
+                Action::Capture {
+                    point_kind: Default::default()
+                }
+            )
+            .unwrap_err()
+            .code,
         "not-found"
     );
     let unknown = server.order(&mac(1), restore_of("2026")).unwrap_err();
     assert_eq!(unknown.code, "not-found");
     assert!(server.order(&mac(1), restore_of("latest")).is_err());
     server
-        .order(&machines[0].id[..13], Action::Capture)
+        .order(
+            &machines[0].id[..13],
+            Action::Capture {
+                point_kind: Default::default(),
+            },
+        )
         .unwrap();
 }
 
@@ -377,7 +405,14 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
 fn a_machine_with_an_unfinished_job_gets_no_second_one() {
     let (_directory, server) = start();
     begin_capture(&server, 1);
-    let refusal = server.order(&mac(1), Action::Capture).unwrap_err();
+    let refusal = server
+        .order(
+            &mac(1),
+            Action::Capture {
+                point_kind: Default::default(),
+            },
+        )
+        .unwrap_err();
     assert_eq!(refusal.code, "conflict");
     assert!(refusal.message.contains("running"), "{refusal}");
 }
@@ -444,7 +479,14 @@ fn a_held_beacon_is_answered_as_soon_as_there_is_a_job() {
     let begin = std::time::Instant::now();
     let job = std::thread::scope(|scope| {
         let held = scope.spawn(|| server.beacon(&beacon(1, "boot", AgentState::Waiting)).job);
-        server.order(&mac(1), Action::Capture).unwrap();
+        server
+            .order(
+                &mac(1),
+                Action::Capture {
+                    point_kind: Default::default(),
+                },
+            )
+            .unwrap();
         held.join().unwrap()
     });
     assert!(matches!(job.unwrap().kind, JobKind::Capture { .. }));
@@ -469,7 +511,14 @@ fn a_cancelled_job_is_told_at_the_next_report_and_its_uploads_are_refused() {
     );
     assert!(server.operator.post::<api::JobView>(&cancel, &()).is_err());
     assert_eq!(server.job(&job.id).state, JobState::Cancelled);
-    server.order(&mac(1), Action::Capture).unwrap();
+    server
+        .order(
+            &mac(1),
+            Action::Capture {
+                point_kind: Default::default(),
+            },
+        )
+        .unwrap();
 }
 
 #[test]
