@@ -219,3 +219,51 @@ fn losetup(arguments: &[&std::ffi::OsStr]) -> Result<String, Fault> {
         reason: output,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use backup::Digest;
+    use backup::plan::Choices;
+
+    use super::*;
+    use crate::capture::capture;
+    use crate::job::fake::{Bench, point, run};
+    use crate::restore::restore;
+
+    fn named(path: &Path) -> (NamedDisk, Disk) {
+        let named = NamedDisk::parse(path.to_str().unwrap()).unwrap();
+        let disk = named.disk(Path::new("/sys")).unwrap();
+        (named, disk)
+    }
+
+    #[test]
+    fn an_image_file_is_captured_unchanged_and_comes_back_in_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, tree) = (folder.path().join("source"), folder.path().join("tree"));
+        fs::create_dir(&tree).unwrap();
+        for number in 0..50u32 {
+            let text = format!("file {number} ").repeat(number as usize * 300);
+            fs::write(tree.join(number.to_string()), text).unwrap();
+        }
+        let (path, from) = (source.to_str().unwrap(), tree.to_str().unwrap());
+        run("mke2fs", &["-q", "-t", "ext4", "-d", from, path, "32M"]);
+        let target = folder.path().join("target");
+        File::create(&target).unwrap().set_len(32 << 20).unwrap();
+        let before = Digest::of(&fs::read(&source).unwrap());
+
+        let disks = [named(&source), named(&target)];
+        let all = disks.iter().map(|(named, _)| named.clone()).collect();
+        let native = Native::new(all, FirmwareKind::Uefi, "x86_64", true);
+        assert!(native.variables().is_none(), "an image has no boot entries");
+        let mut bench = Bench::new(native, vec![disks[0].1.clone()]);
+        capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
+        assert_eq!(Digest::of(&fs::read(&source).unwrap()), before);
+
+        bench.inventory.disks = vec![disks[1].1.clone()];
+        restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap();
+        // What the file system does not use is zero in a new one, and in the target.
+        assert!(fs::read(&source).unwrap() == fs::read(&target).unwrap());
+    }
+}
