@@ -245,6 +245,43 @@ impl Jobs {
         Ok(captures.collect())
     }
 
+    /// The restore points that captures are making: machines have taken these jobs.
+    ///
+    /// # Errors
+    /// [`StateError`] when the database cannot be read.
+    pub(crate) fn running_captures(&self) -> Result<HashSet<RestorePointId>, StateError> {
+        let running = self.query("WHERE state = ?1", &JobState::Running.word())?;
+        let captures = running
+            .into_iter()
+            .filter_map(|record| match record.job.kind {
+                JobKind::Capture { restore_point, .. } => Some(restore_point),
+                JobKind::Restore { .. } => None,
+            });
+        Ok(captures.collect())
+    }
+
+    /// The captures that failed, oldest first.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn failed_captures(&self) -> Result<Vec<JobRecord>, JobError> {
+        let mut failed = self.query("WHERE state = ?1", &JobState::Failed.word())?;
+        failed.retain(|record| matches!(record.job.kind, JobKind::Capture { .. }));
+        Ok(failed)
+    }
+
+    /// An unfinished restore of this restore point.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn restore_of(&self, id: &RestorePointId) -> Result<Option<JobRecord>, JobError> {
+        let which = "WHERE ?1 IS NULL AND state IN ('waiting', 'running')";
+        let unfinished = self.query(which, &rusqlite::types::Null)?;
+        Ok(unfinished.into_iter().find(|record| {
+            matches!(&record.job.kind, JobKind::Restore { restore_point, .. } if restore_point == id)
+        }))
+    }
+
     /// Whether a restore runs: of this restore point, or of any.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ mod sockets;
 mod state;
 mod store;
 mod tftp;
+mod upkeep;
 
 use std::process::ExitCode;
 

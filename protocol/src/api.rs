@@ -344,9 +344,10 @@ pub struct RestorePointView {
     pub captured_at: u64,
     /// Operating system, if one was found.
     pub system: Option<String>,
-    /// `successful` or `warnings`.
+    /// `successful`, `warnings`, `damaged` (a chunk of it is damaged or gone), or `failed` (a capture
+    /// that made none).
     pub status: String,
-    /// The warnings.
+    /// The warnings, what is damaged, or why it failed.
     pub warnings: Vec<String>,
     /// Sum of the disks' sizes in bytes.
     pub disk_bytes: u64,
@@ -354,4 +355,16 @@ pub struct RestorePointView {
     pub data_bytes: u64,
     /// Bytes that its capture added to the store.
     pub stored_bytes: u64,
+    /// `backup`, or `factory`: an image to reset to, which no rule removes.
+    #[serde(default = "restore_point_kind")]
+    pub kind: String,
+    /// Whether an operator said that it stays.
+    #[serde(default)]
+    pub pinned: bool,
+}
+
+/// The kind of a restore point that does not say which it is.
+#[must_use]
+pub fn restore_point_kind() -> String {
+    "backup".to_owned()
 }

@@ -10,3 +10,4 @@ pub mod dhcp;
 pub mod job;
 pub mod progress;
 pub mod tftp;
+pub mod upkeep;

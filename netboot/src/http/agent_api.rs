@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -18,9 +19,10 @@ use backup::Digest;
 use backup::hardware::Inventory;
 use backup::manifest::{Manifest, RestorePointId, RestorePointKind};
 use futures_lite::{future, stream};
-use protocol::api;
+use protocol::api::{self, FinishList};
 use protocol::beacon::{AgentState, Beacon, BeaconReply};
 use protocol::job::{Afterwards, JobKind, JobReport, JobReportReply, JobState};
+use serde::Deserialize;
 use smol::Timer;
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
@@ -30,8 +32,8 @@ use super::{PeerAddress, Recovery};
 use crate::flight_recorder::Fact;
 use crate::jobs::JobRecord;
 use crate::machines::{MachineError, Seen};
-use crate::store::restore_points::{MAX_LIST, MAX_MANIFEST};
-use crate::store::{Batches, CaptureFacts, StoreError};
+use crate::store::restore_points::MAX_MANIFEST;
+use crate::store::{Batches, CaptureFacts, ListName, StoreError};
 
 /// The most bytes of a beacon: an inventory of a machine with hundreds of disks.
 const MAX_BEACON: usize = 256 * 1024;
@@ -42,15 +44,17 @@ const MAX_DEVICES: usize = 256;
 const MAX_TEXT: usize = 256;
 /// The most bytes of a report.
 const MAX_REPORT: usize = 256 * 1024;
+/// The most bytes of the end of a chunk list.
+const MAX_FINISH: usize = 4096;
 /// How long a beacon is held when there is no work.
 const HOLD: Duration = Duration::from_secs(10);
 /// How long a machine waits between beacons; the hold does the waiting when it waits for work.
 const AGAIN_IN_SECONDS: u32 = 1;
 /// The same for a machine that works.
 const AGAIN_WHILE_WORKING: u32 = 10;
-/// How many uploads of records are held in memory at once: 32 × 8 MiB.
+/// How many uploads of records and parts of lists are held in memory at once: 32 × 8 MiB.
 const UPLOADS: usize = 32;
-/// How many chunk lists and manifests are held in memory at once.
+/// How many manifests are held in memory at once.
 const LARGE_BODIES: usize = 8;
 
 /// How many answers of content are given at once, each with two batches in memory.
@@ -79,7 +83,10 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
         .route("/api/v1/jobs/{job}/report", post(report))
         .route("/api/v1/jobs/{job}/chunks/missing", post(missing))
         .route("/api/v1/jobs/{job}/chunks", post(upload))
-        .route("/api/v1/jobs/{job}/chunk-lists/{digest}", put(upload_list))
+        .route(
+            "/api/v1/jobs/{job}/chunk-lists/{name}",
+            put(list_part).post(finish_list),
+        )
         .route("/api/v1/jobs/{job}/manifest", post(publish))
         .route(api::FETCH_CHUNKS, post(fetch))
         .route("/api/v1/restore-points/{id}/manifest", get(manifest))
@@ -332,6 +339,7 @@ fn hand_out(
         recovery
             .jobs
             .report(&record.job.id, &JobReport::Succeeded { summary })?;
+        recovery.store.capture_ended(id);
         return Ok(None);
     }
     let begins = Fact::JobBegins {
@@ -381,8 +389,8 @@ fn note_report(
         let id = record.job.kind.restore_point();
         let ended = job_ended(&record, record.error.clone());
         note(recovery, &record.machine, ended);
-        if record.state == JobState::Failed && matches!(record.job.kind, JobKind::Capture { .. }) {
-            recovery.store.restore_points.discard_staging(id);
+        if matches!(record.job.kind, JobKind::Capture { .. }) {
+            recovery.store.capture_ended(id);
         }
         if record.state == JobState::Succeeded && record.job.afterwards != Afterwards::Wait {
             recovery.machines.leaves(&record.machine);
@@ -414,9 +422,9 @@ async fn missing(
     let digests = read_digests(body).await?;
     let recovery = Arc::clone(&shared.recovery);
     let answer = smol::unblock(move || -> Result<Vec<u8>, Refusal> {
-        recovery.jobs.running(&job, "capture")?;
-        let chunks = &recovery.store.chunks;
-        let missing = |digest| u8::from(chunks.find(digest).is_none());
+        let record = recovery.jobs.running(&job, "capture")?;
+        let (chunks, capture) = (&recovery.store.chunks, record.job.kind.restore_point());
+        let missing = |digest| u8::from(chunks.claim(capture, digest).is_none());
         Ok(digests.iter().map(missing).collect())
     })
     .await?;
@@ -433,12 +441,13 @@ async fn upload(
     PathParts(job): PathParts<String>,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
-    capture(&shared, &job).await?;
+    let record = capture(&shared, &job).await?;
     let _permit = shared.uploads.acquire().await;
     let bytes = read_body(body, api::MAX_UPLOAD).await?;
     let recovery = Arc::clone(&shared.recovery);
     smol::unblock(move || -> Result<(), Refusal> {
-        let added = recovery.store.chunks.insert(&bytes)?;
+        let capture = record.job.kind.restore_point();
+        let added = recovery.store.chunks.insert(capture, &bytes)?;
         if added.bytes > 0 {
             recovery.jobs.add_stored(&job, added.bytes)?;
         }
@@ -460,31 +469,61 @@ async fn capture(shared: &AgentApi, job: &str) -> Result<JobRecord, Refusal> {
     Ok(record)
 }
 
-async fn upload_list(
+/// Where a part of a chunk list begins.
+#[derive(Deserialize)]
+struct Offset {
+    offset: u64,
+}
+
+async fn list_part(
     State(shared): Shared,
-    PathParts((job, digest)): PathParts<(String, String)>,
+    PathParts((job, name)): PathParts<(String, String)>,
+    query: Result<Query<Offset>, QueryRejection>,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
-    let digest = parse_digest(&digest)?;
+    let name = parse_list_name(&name)?;
+    let Query(Offset { offset }) =
+        query.map_err(|error| Refusal::bad_request(error.body_text()))?;
     let record = capture(&shared, &job).await?;
-    let _permit = shared.large_bodies.acquire().await;
-    let bytes = read_body(body, MAX_LIST).await?;
+    let _permit = shared.uploads.acquire().await;
+    let bytes = read_body(body, api::MAX_UPLOAD).await?;
     let recovery = Arc::clone(&shared.recovery);
     smol::unblock(move || -> Result<(), Refusal> {
-        let found = Digest::of(&bytes);
-        if found != digest {
-            let message = format!("the chunk list has the digest {found} (expected {digest})");
-            let status = StatusCode::UNPROCESSABLE_ENTITY;
-            return Err(Refusal::new(status, "bad-request", message));
-        }
+        // Again: it may have ended while the body came, and then nothing is staged any more.
+        recovery.jobs.running(&job, "capture")?;
         let id = record.job.kind.restore_point();
-        Ok(recovery
-            .store
-            .restore_points
-            .stage_list(id, &digest, &bytes)?)
+        let points = &recovery.store.restore_points;
+        Ok(points.stage_part(id, name, offset, &bytes)?)
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn finish_list(
+    State(shared): Shared,
+    PathParts((job, name)): PathParts<(String, String)>,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    let name = parse_list_name(&name)?;
+    let record = capture(&shared, &job).await?;
+    let finish: FinishList = read_json(body, MAX_FINISH).await?;
+    let recovery = Arc::clone(&shared.recovery);
+    smol::unblock(move || -> Result<(), Refusal> {
+        let id = record.job.kind.restore_point();
+        let points = &recovery.store.restore_points;
+        Ok(points.finish_list(id, name, finish.length, &finish.digest)?)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn parse_list_name(text: &str) -> Result<ListName, Refusal> {
+    ListName::parse(text).ok_or_else(|| {
+        let found: String = text.chars().take(80).collect();
+        Refusal::bad_request(format!(
+            "`{found}` names no chunk list (expected disk and region, such as 0-3)"
+        ))
+    })
 }
 
 fn parse_digest(text: &str) -> Result<Digest, Refusal> {
@@ -515,6 +554,7 @@ async fn publish(
         };
         let points = &recovery.store.restore_points;
         let view = points.publish(id, &bytes, &facts, &recovery.store.chunks)?;
+        recovery.store.look_for_healing();
         log::info!(
             "restore point {id} of {} published: {} of data, {} new in the store",
             view.machine_name,

@@ -23,7 +23,7 @@ use crate::machines::{MachineError, NameError};
 use crate::next_boot::NextBootError;
 use crate::state::StateError;
 use crate::store::restore_points::RestorePointNameError;
-use crate::store::{PublishError, StoreError, chain};
+use crate::store::{PublishError, StageError, StoreError, chain};
 
 /// How long a client may be silent in the middle of a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -103,11 +103,27 @@ impl From<StoreError> for Refusal {
                 record.to_string(),
             ),
             StoreError::Missing { .. } => Self::missing_chunk(error.to_string()),
-            StoreError::TooManyLists { .. } => Self::bad_request(error.to_string()),
+            StoreError::Collecting | StoreError::Unreadable { .. } => {
+                Self::conflict(error.to_string())
+            }
             StoreError::Io { .. }
             | StoreError::InUse { .. }
             | StoreError::NoPack { .. }
             | StoreError::Broken => Self::internal(&error),
+        }
+    }
+}
+
+impl From<StageError> for Refusal {
+    fn from(error: StageError) -> Self {
+        match error {
+            StageError::Store(error) => error.into(),
+            StageError::Gap { .. } | StageError::Differs { .. } => {
+                Self::conflict(error.to_string())
+            }
+            StageError::TooLong { .. } | StageError::TooMany | StageError::Other { .. } => {
+                Self::bad_request(error.to_string())
+            }
         }
     }
 }

@@ -4,10 +4,12 @@
 //! access control until there are log-ons. What is *not* here: the types on the wire
 //! (`protocol::api`), what they stand for (`machines`, `jobs`, `store`).
 
+use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use backup::manifest::RestorePointId;
 use protocol::api::MachineView;
 use protocol::dhcp::MacAddress;
 use uuid::Uuid;
@@ -27,6 +29,7 @@ pub(crate) mod boot_files;
 pub(crate) mod operator_api;
 mod send_share;
 pub(crate) mod server;
+pub(crate) mod upkeep_api;
 
 #[cfg(test)]
 mod tests;
@@ -49,6 +52,11 @@ pub(crate) struct Recovery {
     pub(crate) recorder: Arc<FlightRecorder>,
     /// When this server started.
     pub(crate) started: Instant,
+    /// Held while a restore is created and while a restore point is removed: one of them sees the
+    /// other.
+    pub(crate) choosing: Mutex<()>,
+    /// Captures that ran when this server started.
+    before_start: HashSet<RestorePointId>,
 }
 
 /// Why the server's state cannot be used.
@@ -79,6 +87,10 @@ impl Recovery {
         let jobs = Jobs::new(database);
         let unfinished = jobs.unfinished_captures()?;
         store.restore_points.discard_staging_except(&unfinished);
+        let before_start = jobs.running_captures()?;
+        for capture in &before_start {
+            store.chunks.claim_all(capture);
+        }
         let (chunks, bytes) = store.chunks.size();
         log::info!(
             "store: {} restore points, {chunks} chunks in {}",
@@ -92,7 +104,21 @@ impl Recovery {
             next_boots,
             recorder,
             started: Instant::now(),
+            choosing: Mutex::new(()),
+            before_start,
         })
+    }
+
+    /// Captures that ran when this server started: what they rely on is not known.
+    pub(crate) const fn captures_before_start(&self) -> &HashSet<RestorePointId> {
+        &self.before_start
+    }
+
+    /// Whether this capture runs.
+    pub(crate) fn capture_runs(&self, id: &RestorePointId) -> bool {
+        self.jobs
+            .running_captures()
+            .is_ok_and(|running| running.contains(id))
     }
 }
 

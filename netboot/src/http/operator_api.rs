@@ -3,7 +3,7 @@
 //! What is *not* here: who may connect (the socket's file permissions), how it is shown
 //! (`commands`).
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -45,8 +45,39 @@ async fn machines(State(recovery): Shared) -> Json<Vec<MachineView>> {
     Json(recovery.machine_views())
 }
 
-async fn restore_points(State(recovery): Shared) -> Json<Vec<RestorePointView>> {
-    Json(recovery.store.restore_points.list())
+async fn restore_points(State(recovery): Shared) -> Result<Json<Vec<RestorePointView>>, Refusal> {
+    let views = smol::unblock(move || -> Result<_, Refusal> {
+        let mut views = recovery.store.restore_points.list();
+        for record in recovery.jobs.failed_captures()? {
+            let published = views
+                .iter()
+                .any(|view| view.id == *record.job.kind.restore_point());
+            if !published {
+                views.push(failed_capture(&recovery, record));
+            }
+        }
+        views.sort_by(|a, b| (a.captured_at, &a.id).cmp(&(b.captured_at, &b.id)));
+        Ok(views)
+    });
+    Ok(Json(views.await?))
+}
+
+/// A capture that made no restore point, as lists show it beside those that did.
+fn failed_capture(recovery: &Recovery, record: JobRecord) -> RestorePointView {
+    RestorePointView {
+        id: record.job.kind.restore_point().clone(),
+        machine_name: recovery.machines.name(&record.machine),
+        machine: Some(record.machine),
+        captured_at: record.started_at.unwrap_or(record.created_at),
+        system: None,
+        status: "failed".to_owned(),
+        warnings: record.error.into_iter().collect(),
+        disk_bytes: 0,
+        data_bytes: 0,
+        stored_bytes: record.stored_bytes,
+        kind: api::restore_point_kind(),
+        pinned: false,
+    }
 }
 
 async fn jobs(State(recovery): Shared) -> Result<Json<Vec<JobView>>, Refusal> {
@@ -83,11 +114,18 @@ async fn create_job(State(recovery): Shared, body: Body) -> Result<Response, Ref
 
 fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> {
     let machine = recovery.machines.resolve(&request.machine)?;
+    let _choosing = recovery
+        .choosing
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     let kind = match request.action {
-        Action::Capture { point_kind } => JobKind::Capture {
-            restore_point: new_restore_point(recovery)?,
-            point_kind,
-        },
+        Action::Capture { point_kind } => {
+            recovery.store.check_room_for_capture()?;
+            JobKind::Capture {
+                restore_point: new_restore_point(recovery)?,
+                point_kind,
+            }
+        }
         Action::Restore {
             restore_point,
             choices,
@@ -137,7 +175,7 @@ async fn cancel(
     let view = smol::unblock(move || -> Result<_, Refusal> {
         let record = recovery.jobs.cancel(&job)?;
         if let JobKind::Capture { restore_point, .. } = &record.job.kind {
-            recovery.store.restore_points.discard_staging(restore_point);
+            recovery.store.capture_ended(restore_point);
         }
         log::info!("job {} cancelled", record.job.id);
         Ok(view(&recovery, record))

@@ -2,27 +2,34 @@
 //!
 //! Invariant: what is in the index can be read; what a published restore point needs lies in sealed
 //! packs, so that the only bytes a restart may cut off belong to no restore point. What is *not*
-//! here: what a restart does (`opening`), what restore points are (`restore_points`).
+//! here: what a restart does (`opening`), what restore points are (`restore_points`), how records
+//! are read (`reader`), what is removed (`gc`).
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use backup::Digest;
 use backup::chunk::RecordHeader;
+use backup::manifest::RestorePointId;
 
-use super::durable;
+use super::claims::Claims;
+use super::damage::DamagedRecord;
+use super::index::ChunkIndex;
 use super::pack::{Entry, PACK_HEADER_LEN, PackId, PackIndex, pack_header, record_len};
+use super::reader::RecordReader;
 use super::record::{Checker, record_at};
-use super::{Batches, StoreError, opening};
+use super::storage::{self, OpenFile, SharedStorage};
+use super::{StoreError, damage, opening};
 
 /// The most bytes of a pack; a record that does not fit begins the next one.
 pub(crate) const PACK_LIMIT: u64 = 64 * 1024 * 1024;
 
-/// About how many bytes are read at once for a restore: bounds the memory of each answer.
+/// About how many bytes are read at once: bounds the memory of each answer.
 pub(super) const BATCH: usize = 512 * 1024;
+
+/// What uploads leave free on the disk, for the state database and for a garbage collection, which
+/// needs room before it makes room: two packs.
+pub(crate) const RESERVE: u64 = 2 * PACK_LIMIT;
 
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +56,7 @@ impl Location {
     }
 
     /// Whether `other` begins where this record ends.
-    const fn is_before(&self, other: &Self) -> bool {
+    pub(super) const fn is_before(&self, other: &Self) -> bool {
         self.pack.0 == other.pack.0
             && self.offset as u64 + self.record_len() as u64 == other.offset as u64
     }
@@ -72,7 +79,7 @@ pub(crate) struct Added {
 /// A pack that is being written.
 pub(super) struct ActivePack {
     pub(super) id: PackId,
-    pub(super) file: File,
+    pub(super) file: OpenFile,
     /// Where the next record goes. The file may be longer by a record that could not be written
     /// whole; sealing and recovery cut that off.
     pub(super) len: u64,
@@ -90,10 +97,16 @@ pub(super) struct Writer {
 
 /// The chunks of a store.
 pub(crate) struct ChunkStore {
-    packs: PathBuf,
-    limit: u64,
-    index: RwLock<HashMap<Digest, Location>>,
+    pub(super) storage: SharedStorage,
+    pub(super) packs: PathBuf,
+    pub(super) limit: u64,
+    read_only: bool,
+    /// Whether a pack was gone at the start.
+    pub(super) lost_packs: bool,
+    damaged: Mutex<Vec<DamagedRecord>>,
     writer: Mutex<Writer>,
+    claims: Mutex<Claims>,
+    index: RwLock<ChunkIndex>,
 }
 
 impl ChunkStore {
@@ -102,18 +115,24 @@ impl ChunkStore {
     ///
     /// # Errors
     /// [`StoreError`] when the directory or a pack cannot be read, or a repair not be written.
-    pub(crate) fn open(packs: &Path) -> Result<Self, StoreError> {
-        Self::open_with_limit(packs, PACK_LIMIT)
-    }
-
-    pub(super) fn open_with_limit(packs: &Path, limit: u64) -> Result<Self, StoreError> {
-        durable::create_directory(packs)?;
-        let opened = opening::recover(packs)?;
+    pub(super) fn open(
+        storage: SharedStorage,
+        packs: &Path,
+        limit: u64,
+    ) -> Result<Self, StoreError> {
+        storage::create_directory(storage.as_ref(), packs)?;
+        let damaged = damage::read(storage.as_ref(), packs)?;
+        let opened = opening::recover(storage.as_ref(), packs, &damaged)?;
         Ok(Self {
+            storage,
             packs: packs.to_owned(),
             limit,
-            index: RwLock::new(opened.index),
+            read_only: false,
+            lost_packs: opened.lost,
+            damaged: Mutex::new(damaged),
             writer: Mutex::new(opened.writer),
+            claims: Mutex::default(),
+            index: RwLock::new(opened.index),
         })
     }
 
@@ -122,46 +141,83 @@ impl ChunkStore {
     ///
     /// # Errors
     /// [`StoreError`] when the directory or a pack cannot be read.
-    pub(super) fn open_read_only(packs: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open_read_only(storage: SharedStorage, packs: &Path) -> Result<Self, StoreError> {
         let writer = Writer {
             active: None,
             next: 0,
             broken: true,
         };
+        let index = opening::look(storage.as_ref(), packs)?;
         Ok(Self {
+            storage,
             packs: packs.to_owned(),
             limit: 0,
-            index: RwLock::new(opening::look(packs)?),
+            read_only: true,
+            lost_packs: false,
+            damaged: Mutex::default(),
             writer: Mutex::new(writer),
+            claims: Mutex::default(),
+            index: RwLock::new(index),
         })
     }
 
     /// Where a chunk lies, if it is in the store.
     pub(crate) fn find(&self, digest: &Digest) -> Option<Location> {
-        // Nothing panics while the lock is held; the map is whole even if something did.
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        index.get(digest).copied()
+        self.read_index().find(digest)
+    }
+
+    /// Where a chunk lies that a restore can be made of: it is there and not known to be damaged.
+    pub(crate) fn find_sound(&self, digest: &Digest) -> Option<Location> {
+        let index = self.read_index();
+        let position = index.position(digest)?;
+        let (_, location) = index.at(position)?;
+        (!index.is_damaged(position)).then_some(location)
     }
 
     /// The chunks and the bytes of their records.
     pub(crate) fn size(&self) -> (u64, u64) {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let bytes = index
-            .values()
-            .map(|location| location.record_len() as u64)
-            .sum();
-        (index.len() as u64, bytes)
+        self.read_index().size()
+    }
+
+    /// [`Self::find_sound`] for a capture that runs: the chunk stays in the store until that capture
+    /// is over.
+    pub(crate) fn claim(&self, capture: &RestorePointId, digest: &Digest) -> Option<Location> {
+        let mut claims = self.lock_claims();
+        let index = self.read_index();
+        let position = index.position(digest)?;
+        if index.is_damaged(position) {
+            return None;
+        }
+        claims.claim(capture, position);
+        Some(index.at(position)?.1)
+    }
+
+    /// A capture goes on that this process knows nothing of: it relies on all that is there.
+    pub(crate) fn claim_all(&self, capture: &RestorePointId) {
+        let mut claims = self.lock_claims();
+        let end = self.read_index().end();
+        claims.claim_all(capture, end);
+    }
+
+    /// A capture is over, one way or the other.
+    pub(crate) fn end_claims(&self, capture: &RestorePointId) {
+        self.lock_claims().end(capture);
     }
 
     /// Adds the records of one upload. Every one is decoded and compared with its digest before
     /// the first is written; those that are in the store already are left out.
     ///
-    /// The chunks are durable when [`Self::seal`] has returned.
+    /// A chunk that was found damaged is replaced. The chunks are durable when [`Self::seal`] has
+    /// returned, and stay until `capture` is over.
     ///
     /// # Errors
     /// [`StoreError::Record`] when a record is not sound (then nothing was added),
     /// [`StoreError::Full`] and [`StoreError::Io`] when a pack cannot be written.
-    pub(crate) fn insert(&self, upload: &[u8]) -> Result<Added, StoreError> {
+    pub(crate) fn insert(
+        &self,
+        capture: &RestorePointId,
+        upload: &[u8],
+    ) -> Result<Added, StoreError> {
         let mut checker = Checker::new().map_err(|source| {
             StoreError::io("cannot prepare to decode chunks for", &self.packs, source)
         })?;
@@ -178,16 +234,76 @@ impl ChunkStore {
         let mut writer = self.lock_writer()?;
         for (header, bytes) in records {
             // Asked under the writer's lock: of two captures with the same chunk, one writes it.
-            if self.find(&header.digest).is_some() {
+            if self.claim(capture, &header.digest).is_some() {
                 continue;
             }
+            if added.chunks == 0 {
+                self.check_room()?;
+            }
             let location = self.append(&mut writer, header, bytes)?;
-            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-            index.insert(header.digest, location);
+            let mut claims = self.lock_claims();
+            let position = self.write_index().put(header.digest, location);
+            claims.claim(capture, position.ok_or(StoreError::Broken)?);
             added.chunks += 1;
             added.bytes += bytes.len() as u64;
         }
         Ok(added)
+    }
+
+    fn check_room(&self) -> Result<(), StoreError> {
+        let free = self.storage.free_bytes(&self.packs);
+        let free = free.map_err(|source| {
+            StoreError::io("cannot see how much room is left for", &self.packs, source)
+        })?;
+        if free < RESERVE {
+            return Err(StoreError::Full {
+                what: "no chunk can be added to",
+                path: self.packs.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Moves a chunk, whose record was checked, from a pack that is to be removed into the one that
+    /// is being written; false when it does not lie at `from` any more.
+    pub(super) fn rewrite(
+        &self,
+        header: RecordHeader,
+        record: &[u8],
+        from: Location,
+    ) -> Result<bool, StoreError> {
+        let mut writer = self.lock_writer()?;
+        if self.find(&header.digest) != Some(from) {
+            return Ok(false);
+        }
+        let location = self.append(&mut writer, header, record)?;
+        self.write_index().put(header.digest, location);
+        Ok(true)
+    }
+
+    /// Makes sure that a pack with a higher number than `removed` is there, so that a number is never
+    /// used twice.
+    pub(super) fn keep_numbering(&self, removed: PackId) -> Result<(), StoreError> {
+        let mut writer = self.lock_writer()?;
+        if removed.0.saturating_add(1) >= writer.next {
+            let active = self.begin_pack(writer.next)?;
+            writer.next = writer.next.saturating_add(1);
+            let path = active.id.pack_path(&self.packs);
+            let synced = active.file.sync();
+            writer.active = Some(active);
+            synced.map_err(|source| {
+                writer.broken = true;
+                StoreError::io("cannot make durable the pack", &path, source)
+            })?;
+            storage::sync_directory(self.storage.as_ref(), &self.packs)
+                .inspect_err(|_| writer.broken = true)?;
+        }
+        Ok(())
+    }
+
+    /// The pack that is being written.
+    pub(super) fn active(&self) -> Result<Option<PackId>, StoreError> {
+        Ok(self.lock_writer()?.active.as_ref().map(|active| active.id))
     }
 
     fn append(
@@ -223,15 +339,11 @@ impl ChunkStore {
     fn begin_pack(&self, number: u32) -> Result<ActivePack, StoreError> {
         let id = PackId(number);
         let path = id.pack_path(&self.packs);
-        let create = || -> std::io::Result<File> {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&path)?;
+        let create = || -> std::io::Result<OpenFile> {
+            let file = self.storage.create_new(&path)?;
             file.write_all_at(&pack_header(id), 0)
                 // An empty file left behind would keep its name from being used again.
-                .inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+                .inspect_err(|_| drop(self.storage.remove_file(&path)))?;
             Ok(file)
         };
         let file =
@@ -264,7 +376,7 @@ impl ChunkStore {
         let finish = active
             .file
             .set_len(active.len)
-            .and_then(|()| active.file.sync_all());
+            .and_then(|()| active.file.sync());
         if let Err(source) = finish {
             writer.broken = true;
             return Err(StoreError::io(
@@ -273,7 +385,8 @@ impl ChunkStore {
                 source,
             ));
         }
-        durable::sync_directory(&self.packs).inspect_err(|_| writer.broken = true)?;
+        storage::sync_directory(self.storage.as_ref(), &self.packs)
+            .inspect_err(|_| writer.broken = true)?;
         // A failure from here on leaves a durable pack without an index: the next seal, or the
         // next start, tries again.
         let index = PackIndex {
@@ -281,7 +394,8 @@ impl ChunkStore {
             pack_len: active.len,
             entries: active.entries.clone(),
         };
-        durable::replace(&active.id.index_path(&self.packs), &[&index.encode()])?;
+        let path = active.id.index_path(&self.packs);
+        storage::replace(self.storage.as_ref(), &path, &index.encode())?;
         writer.active = None;
         Ok(())
     }
@@ -302,119 +416,48 @@ impl ChunkStore {
         self: &Arc<Self>,
         digests: &[Digest],
     ) -> Result<RecordReader, StoreError> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let wanted = digests
-            .iter()
-            .map(|digest| {
-                let location = index.get(digest).copied();
-                location
-                    .map(|location| (*digest, location))
-                    .ok_or(StoreError::Missing { digest: *digest })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let index = self.read_index();
+        let find = |digest: &Digest| {
+            let location = index.find(digest);
+            location
+                .map(|location| (*digest, location))
+                .ok_or(StoreError::Missing { digest: *digest })
+        };
+        let wanted = digests.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         drop(index);
-        Ok(RecordReader {
-            store: Arc::clone(self),
-            wanted,
-            at: 0,
-            open: None,
-        })
+        Ok(RecordReader::new(Arc::clone(self), wanted))
+    }
+
+    /// Reads the directory again, when what this process holds is older than the packs: a server
+    /// that collects garbage beside us removed one.
+    pub(super) fn look_again(&self) -> Result<(), StoreError> {
+        if self.read_only {
+            let index = opening::look(self.storage.as_ref(), &self.packs)?;
+            *self.write_index() = index;
+        }
+        Ok(())
     }
 
     pub(super) fn directory(&self) -> &Path {
         &self.packs
     }
 
-    /// Every chunk and its place, in the order of packs.
-    pub(super) fn all(&self) -> Vec<(Digest, Location)> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = index.iter().map(|(digest, at)| (*digest, *at)).collect();
-        drop(index);
-        all.sort_unstable_by_key(|(_, at)| (at.pack, at.offset));
-        all
-    }
-}
+    // Nothing panics while one of these locks is held, and each change of what they guard is whole
+    // by itself.
 
-/// Reads records for a restore, some at a time, in the order that was asked for.
-///
-/// The headers are made from the index, whose checksum was checked; frames are passed on as they
-/// lie in the pack. A reader checks each against its digest, so a damaged frame is found there, by
-/// name, and costs the server no decoding.
-pub(crate) struct RecordReader {
-    store: Arc<ChunkStore>,
-    wanted: Vec<(Digest, Location)>,
-    at: usize,
-    open: Option<(PackId, File)>,
-}
-
-impl RecordReader {
-    /// Bytes of all records that were asked for.
-    pub(crate) fn total_bytes(&self) -> u64 {
-        self.wanted
-            .iter()
-            .map(|(_, at)| at.record_len() as u64)
-            .sum()
+    pub(super) fn read_index(&self) -> RwLockReadGuard<'_, ChunkIndex> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads records that lie side by side in one pack by one call, and puts their headers in front.
-    fn read_run(
-        run: &[(Digest, Location)],
-        packs: &Path,
-        open: &mut Option<(PackId, File)>,
-        into: &mut [u8],
-    ) -> Result<(), StoreError> {
-        let Some((_, first)) = run.first() else {
-            return Ok(());
-        };
-        let path = first.pack.pack_path(packs);
-        let mut read = || -> std::io::Result<()> {
-            let file = match open.take() {
-                Some((id, file)) if id == first.pack => file,
-                _ => File::open(&path)?,
-            };
-            file.read_exact_at(into, u64::from(first.offset))?;
-            *open = Some((first.pack, file));
-            Ok(())
-        };
-        read().map_err(|source| StoreError::io("cannot read the pack", &path, source))?;
-        let mut position = 0;
-        for (digest, at) in run {
-            let header = RecordHeader {
-                digest: *digest,
-                plain_len: at.plain_len,
-                stored_len: at.stored_len,
-            };
-            into[position..position + RecordHeader::LEN].copy_from_slice(&header.encode());
-            position += at.record_len();
-        }
-        Ok(())
+    pub(super) fn write_index(&self) -> RwLockWriteGuard<'_, ChunkIndex> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Batches for RecordReader {
-    fn next_batch(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        let rest = &self.wanted[self.at..];
-        let mut len = 0;
-        let mut count = 0;
-        for (_, at) in rest {
-            if count > 0 && len + at.record_len() > BATCH {
-                break;
-            }
-            len += at.record_len();
-            count += 1;
-        }
-        let batch = &rest[..count];
-        // At most one batch: lengths come from the index, whose limits are checked.
-        let mut bytes = vec![0; len];
-        let mut filled = 0;
-        let beside = |(_, a): &(Digest, Location), (_, b): &(Digest, Location)| a.is_before(b);
-        for run in batch.chunk_by(beside) {
-            let len: usize = run.iter().map(|(_, at)| at.record_len()).sum();
-            let into = &mut bytes[filled..filled + len];
-            Self::read_run(run, &self.store.packs, &mut self.open, into)?;
-            filled += len;
-        }
-        self.at += count;
-        Ok((count > 0).then_some(bytes))
+    pub(super) fn lock_damage(&self) -> MutexGuard<'_, Vec<DamagedRecord>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lock_claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

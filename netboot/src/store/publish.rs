@@ -4,18 +4,19 @@
 //! visible. The one rename in [`RestorePoints::publish`] decides.
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::PoisonError;
 
 use backup::Digest;
-use backup::chunk::{ChunkError, ChunkList, Content};
+use backup::chunk::{Chunk, ChunkError, Content};
 use backup::manifest::{Manifest, ManifestError, RestorePointId};
 use protocol::api::RestorePointView;
 
-use super::chunk_store::ChunkStore;
-use super::restore_points::{INFO, MANIFEST, RestorePoints, list_path, read_if_there};
-use super::{StoreError, durable};
+use super::StoreError;
+use super::chunk_store::{ChunkStore, Location};
+use super::lists::{self, ListError};
+use super::restore_points::{INFO, MANIFEST, RestorePoints};
+use super::storage::{self, Storage};
 
 /// A restore point that is not published, and why.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +123,7 @@ pub(crate) struct CaptureFacts {
 
 impl RestorePoints {
     /// Verifies a capture and makes it a restore point. Asked again with the same manifest, it
-    /// answers as the first time.
+    /// answers as the first time. What it needs is then kept by the restore point itself.
     ///
     /// # Errors
     /// [`PublishError`]; then nothing is published and the staged lists are kept.
@@ -148,18 +149,22 @@ impl RestorePoints {
             return Ok(view);
         }
         let staging = self.staging_root.join(id.as_str());
-        let lists = check_lists(&manifest, &staging, chunks)?;
+        let storage = self.storage.as_ref();
+        // Claimed as they are checked: from here to the rename no collection removes one.
+        let find = |digest: &Digest| chunks.claim(id, digest);
+        let lists = check_lists(storage, &manifest, &staging, &find)?;
         chunks.seal()?;
-        let view = view_of(&manifest, facts);
-        durable::create_directory(&staging)?;
-        remove_strays(&staging, &lists)?;
-        durable::replace(&staging.join(MANIFEST), &[manifest_bytes])?;
+        let view = view_of(&manifest, manifest_bytes, facts);
+        storage::create_directory(storage, &staging)?;
+        self.remove_strays(id, &lists)?;
+        storage::replace(storage, &staging.join(MANIFEST), manifest_bytes)?;
         let info = serde_json::to_vec_pretty(&view)
             .map_err(|source| StoreError::io("cannot describe", &staging, source.into()))?;
-        durable::replace(&staging.join(INFO), &[&info])?;
-        durable::sync_directory(&staging)?;
+        storage::replace(storage, &staging.join(INFO), &info)?;
+        storage::sync_directory(storage, &staging)?;
         let path = self.published_root.join(id.as_str());
-        fs::rename(&staging, &path)
+        storage
+            .rename(&staging, &path)
             .map_err(|source| StoreError::io("cannot publish", &path, source))?;
         // The commit is done: the rename decides, so that it is listed even if what follows fails.
         self.published
@@ -167,8 +172,8 @@ impl RestorePoints {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id.clone(), view.clone());
         // The capture is told only when the rename is durable; both directories changed.
-        durable::sync_directory(&self.published_root)?;
-        durable::sync_directory(&self.staging_root)?;
+        storage::sync_directory(storage, &self.published_root)?;
+        storage::sync_directory(storage, &self.staging_root)?;
         Ok(view)
     }
 
@@ -187,8 +192,8 @@ impl RestorePoints {
         drop(published);
         if self.manifest(id)? == manifest_bytes {
             // The first answer may have been that this failed.
-            durable::sync_directory(&self.published_root)?;
-            durable::sync_directory(&self.staging_root)?;
+            storage::sync_directory(self.storage.as_ref(), &self.published_root)?;
+            storage::sync_directory(self.storage.as_ref(), &self.staging_root)?;
             Ok(Some(view))
         } else {
             Err(PublishError::Exists { id: id.clone() })
@@ -196,38 +201,29 @@ impl RestorePoints {
     }
 }
 
+/// How the chunks of a restore point are looked for.
+pub(super) type Find<'a> = &'a dyn Fn(&Digest) -> Option<Location>;
+
 /// Checks every list of the manifest and every chunk of every list; the digests of the lists.
 pub(super) fn check_lists(
+    storage: &dyn Storage,
     manifest: &Manifest,
-    staging: &Path,
-    chunks: &ChunkStore,
+    directory: &Path,
+    find: Find<'_>,
 ) -> Result<HashSet<Digest>, PublishError> {
     let mut lists = HashSet::new();
     for disk in &manifest.disks {
         for (region, description) in disk.regions.iter().enumerate() {
             let (disk, wanted) = (disk.number, &description.content);
             let digest = wanted.digest;
-            let bytes = read_if_there(&list_path(staging, &digest))?
-                // The digest was compared at the upload; the disk has had it since.
-                .filter(|bytes| Digest::of(bytes) == digest)
-                .ok_or(PublishError::ListMissing {
-                    disk,
-                    region,
-                    digest,
-                })?;
-            let list = ChunkList::decode(&bytes, description.range.len()).map_err(|source| {
-                PublishError::List {
-                    disk,
-                    region,
-                    digest,
-                    source,
-                }
-            })?;
-            drop(bytes);
+            let place = (&digest, description.range.len());
+            let each = |chunk| check_chunk(&chunk, find).map_err(InList::Chunk);
+            let read: Result<_, InList> = lists::read(storage, directory, place, each);
+            let counts = read.map_err(|error| error.at(disk, region, digest))?;
             for (what, expected, found) in [
-                ("chunks", wanted.chunks, list.chunks().len() as u64),
-                ("bytes of data", wanted.data_bytes, list.data_bytes()),
-                ("bytes of zeros", wanted.zero_bytes, list.zero_bytes()),
+                ("chunks", wanted.chunks, counts.chunks),
+                ("bytes of data", wanted.data_bytes, counts.data_bytes),
+                ("bytes of zeros", wanted.zero_bytes, counts.zero_bytes),
             ] {
                 if expected != found {
                     return Err(PublishError::Count {
@@ -239,49 +235,105 @@ pub(super) fn check_lists(
                     });
                 }
             }
-            for chunk in list.chunks() {
-                let Content::Data(digest) = chunk.content else {
-                    continue;
-                };
-                let found = chunks.find(&digest).ok_or(PublishError::ChunkMissing {
-                    disk,
-                    region,
-                    digest,
-                })?;
-                if u64::from(found.plain_len()) != chunk.range.len() {
-                    return Err(PublishError::ChunkLength {
-                        disk,
-                        region,
-                        digest,
-                        offset: chunk.range.start(),
-                        expected: chunk.range.len(),
-                        found: found.plain_len(),
-                    });
-                }
-            }
             lists.insert(digest);
         }
     }
     Ok(lists)
 }
 
-/// Lists that were sent and that no region names do not become part of the restore point.
-fn remove_strays(staging: &Path, lists: &HashSet<Digest>) -> Result<(), StoreError> {
-    let cannot = |source| StoreError::io("cannot tidy", staging, source);
-    let named: HashSet<PathBuf> = lists
-        .iter()
-        .map(|digest| list_path(staging, digest))
-        .collect();
-    for entry in fs::read_dir(staging).map_err(cannot)? {
-        let path = entry.map_err(cannot)?.path();
-        if !named.contains(&path) {
-            fs::remove_file(&path).map_err(cannot)?;
-        }
-    }
-    Ok(())
+/// What is wrong within a list.
+enum InList {
+    List(ListError),
+    Chunk(BadChunk),
 }
 
-pub(super) fn view_of(manifest: &Manifest, facts: &CaptureFacts) -> RestorePointView {
+/// A chunk that is not there, or not as long as its place.
+struct BadChunk {
+    digest: Digest,
+    offset: u64,
+    expected: u64,
+    found: Option<u32>,
+}
+
+impl From<ListError> for InList {
+    fn from(error: ListError) -> Self {
+        Self::List(error)
+    }
+}
+
+impl InList {
+    fn at(self, disk: u32, region: usize, list: Digest) -> PublishError {
+        match self {
+            // The digest was compared when the list was finished; the disk has had it since.
+            Self::List(ListError::NotThere | ListError::OtherDigest { .. }) => {
+                PublishError::ListMissing {
+                    disk,
+                    region,
+                    digest: list,
+                }
+            }
+            Self::List(ListError::Format(source)) => PublishError::List {
+                disk,
+                region,
+                digest: list,
+                source,
+            },
+            Self::List(ListError::Store(error)) => error.into(),
+            Self::Chunk(BadChunk {
+                digest,
+                offset,
+                expected,
+                found: Some(found),
+            }) => PublishError::ChunkLength {
+                disk,
+                region,
+                digest,
+                offset,
+                expected,
+                found,
+            },
+            Self::Chunk(BadChunk { digest, .. }) => PublishError::ChunkMissing {
+                disk,
+                region,
+                digest,
+            },
+        }
+    }
+}
+
+fn check_chunk(chunk: &Chunk, find: Find<'_>) -> Result<(), BadChunk> {
+    let Content::Data(digest) = chunk.content else {
+        return Ok(());
+    };
+    let found = find(&digest).map(|location| location.plain_len());
+    if found.map(u64::from) == Some(chunk.range.len()) {
+        return Ok(());
+    }
+    Err(BadChunk {
+        digest,
+        offset: chunk.range.start(),
+        expected: chunk.range.len(),
+        found,
+    })
+}
+
+/// What kind of restore point a manifest is of, where it says so (C5); the rest of it is checked by
+/// its own reader.
+fn kind_of(manifest_bytes: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        kind: Option<String>,
+    }
+    let found: Option<Kind> = serde_json::from_slice(manifest_bytes).ok();
+    let kind = found.and_then(|found| found.kind);
+    kind.unwrap_or_else(protocol::api::restore_point_kind)
+}
+
+pub(super) fn view_of(
+    manifest: &Manifest,
+    manifest_bytes: &[u8],
+    facts: &CaptureFacts,
+) -> RestorePointView {
     let system = manifest.system.as_ref();
     let host_name = system.and_then(|system| system.host_name.clone());
     RestorePointView {
@@ -306,5 +358,7 @@ pub(super) fn view_of(manifest: &Manifest, facts: &CaptureFacts) -> RestorePoint
             .fold(0, u64::saturating_add),
         data_bytes: manifest.data_bytes(),
         stored_bytes: facts.stored_bytes,
+        kind: kind_of(manifest_bytes),
+        pinned: false,
     }
 }

@@ -1,20 +1,21 @@
 //! Restore points: staged while a capture runs, published by one rename.
 //!
 //! ```text
-//! staging/<id>/<digest>.chunks          lists of a capture that runs
+//! staging/<id>/                         what a running capture sent, see `staging`
 //! restore-points/<id>/manifest.json     as the agent sent it
 //! restore-points/<id>/<digest>.chunks   one for each different list of its regions
 //! restore-points/<id>/info.json         what lists show: a `RestorePointView`
+//! pins/<id>                             it is not to be removed
+//! removed/<id>/                         it is no restore point any more and is being deleted
 //! ```
 //!
 //! Invariant: a directory in `restore-points` is whole: its manifest is sound, all its lists are
-//! there and agree with it, and all chunks they name are in sealed packs. It never changes. What is
-//! *not* here: how that comes about (`publish`), who may publish what (`http::agent_api`).
+//! there and agree with it, and all chunks they name are in sealed packs. It never changes; it leaves
+//! by one rename. What is *not* here: how it comes about (`staging`, `publish`), how it leaves
+//! (`keeping`), who may do what (`http`).
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -24,15 +25,11 @@ use protocol::api::RestorePointView;
 
 use super::chunk_store::BATCH;
 use super::publish::{CaptureFacts, view_of};
-use super::{Batches, StoreError, durable};
+use super::storage::{self, OpenFile, SharedStorage, Storage};
+use super::{Batches, StoreError, chain, lists};
 
 /// The most bytes of a manifest.
 pub(crate) const MAX_MANIFEST: usize = 16 * 1024 * 1024;
-/// The most bytes of a chunk list: more than a region of 1 TiB in chunks of 256 KiB needs.
-pub(crate) const MAX_LIST: usize = 256 * 1024 * 1024;
-/// The most lists of one capture: GPT has at most 128 partitions on the disks that we know, and a
-/// machine has few disks.
-const MAX_LISTS: usize = 4096;
 
 /// A text that names no restore point, or several.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,29 +60,57 @@ pub(crate) enum RestorePointNameError {
 
 /// All restore points of a store.
 pub(crate) struct RestorePoints {
+    pub(super) storage: SharedStorage,
     pub(super) published_root: PathBuf,
     pub(super) staging_root: PathBuf,
+    pub(super) pins_root: PathBuf,
+    pub(super) removed_root: PathBuf,
     pub(super) published: RwLock<BTreeMap<RestorePointId, RestorePointView>>,
-    /// One publication at a time: a repeated request finds the first one's result.
+    pub(super) pinned: RwLock<BTreeSet<RestorePointId>>,
+    /// Restore points that lack a sound chunk, and what of it was found first.
+    pub(super) damaged: RwLock<BTreeMap<RestorePointId, String>>,
+    /// One publication or removal at a time: a repeated request finds the first one's result.
     pub(super) publishing: Mutex<()>,
+    /// One part of a list at a time.
+    pub(super) staging: Mutex<()>,
 }
 
 impl RestorePoints {
-    pub(super) fn open(store_root: &Path) -> Result<Self, StoreError> {
-        let points = Self::look(store_root)?;
-        durable::create_directory(&points.published_root)?;
-        durable::create_directory(&points.staging_root)?;
+    pub(super) fn open(storage: SharedStorage, store_root: &Path) -> Result<Self, StoreError> {
+        let points = Self::look(storage, store_root)?;
+        for root in [
+            &points.published_root,
+            &points.staging_root,
+            &points.pins_root,
+            &points.removed_root,
+        ] {
+            storage::create_directory(points.storage.as_ref(), root)?;
+        }
+        points.finish_removals()?;
         Ok(points)
     }
 
     /// Reads what is published and changes nothing.
-    pub(super) fn look(store_root: &Path) -> Result<Self, StoreError> {
+    pub(super) fn look(storage: SharedStorage, store_root: &Path) -> Result<Self, StoreError> {
         let published_root = store_root.join("restore-points");
+        let pins_root = store_root.join("pins");
+        let published = read_published(storage.as_ref(), &published_root)?;
+        let pins = storage::list_if_there(storage.as_ref(), &pins_root)?;
+        let pinned = pins
+            .into_iter()
+            .filter_map(|entry| RestorePointId::try_from(entry.name).ok())
+            .collect();
         Ok(Self {
-            published: RwLock::new(read_published(&published_root)?),
+            storage,
             published_root,
             staging_root: store_root.join("staging"),
+            pins_root,
+            removed_root: store_root.join("removed"),
+            published: RwLock::new(published),
+            pinned: RwLock::new(pinned),
+            damaged: RwLock::default(),
             publishing: Mutex::new(()),
+            staging: Mutex::new(()),
         })
     }
 
@@ -96,6 +121,16 @@ impl RestorePoints {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> = published.values().cloned().collect();
+        drop(published);
+        let pinned = self.pinned.read().unwrap_or_else(PoisonError::into_inner);
+        let damaged = self.damaged.read().unwrap_or_else(PoisonError::into_inner);
+        for view in &mut all {
+            view.pinned = pinned.contains(&view.id);
+            if let Some(reason) = damaged.get(&view.id) {
+                view.status = "damaged".to_owned();
+                view.warnings.push(reason.clone());
+            }
+        }
         all.sort_by(|a, b| (a.captured_at, &a.id).cmp(&(b.captured_at, &b.id)));
         all
     }
@@ -107,6 +142,12 @@ impl RestorePoints {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         published.contains_key(id)
+    }
+
+    /// Whether its folder is on the disk now, whatever this process knows.
+    pub(super) fn is_there(&self, id: &RestorePointId) -> bool {
+        let path = self.published_root.join(id.as_str());
+        self.storage.list(&path).is_ok()
     }
 
     /// Finds a restore point by its id, by the beginning of its id, or as the `latest` of the
@@ -158,7 +199,8 @@ impl RestorePoints {
     /// [`StoreError::Io`] when it cannot be read.
     pub(crate) fn manifest(&self, id: &RestorePointId) -> Result<Vec<u8>, StoreError> {
         let path = self.published_root.join(id.as_str()).join(MANIFEST);
-        fs::read(&path).map_err(|source| StoreError::io("cannot read", &path, source))
+        let bytes = storage::read_if_there(self.storage.as_ref(), &path)?;
+        bytes.ok_or_else(|| StoreError::io("cannot read", &path, io::ErrorKind::NotFound.into()))
     }
 
     /// A chunk list as it was uploaded, if the restore point has it.
@@ -170,9 +212,9 @@ impl RestorePoints {
         id: &RestorePointId,
         digest: &Digest,
     ) -> Result<Option<ListReader>, StoreError> {
-        let path = list_path(&self.published_root.join(id.as_str()), digest);
-        let opened = File::open(&path).and_then(|file| {
-            let len = file.metadata()?.len();
+        let path = lists::path(&self.published_root.join(id.as_str()), digest);
+        let opened = self.storage.open(&path).and_then(|file| {
+            let len = file.len()?;
             Ok((file, len))
         });
         match opened {
@@ -186,62 +228,11 @@ impl RestorePoints {
             Err(source) => Err(StoreError::io("cannot read", &path, source)),
         }
     }
-
-    /// Keeps a chunk list for a capture that runs. The caller has compared its digest.
-    ///
-    /// # Errors
-    /// [`StoreError`] when it cannot be written or the capture has too many lists.
-    pub(crate) fn stage_list(
-        &self,
-        id: &RestorePointId,
-        digest: &Digest,
-        bytes: &[u8],
-    ) -> Result<(), StoreError> {
-        let staging = self.staging_root.join(id.as_str());
-        durable::create_directory(&staging)?;
-        let path = list_path(&staging, digest);
-        if path.exists() {
-            return Ok(());
-        }
-        let count = fs::read_dir(&staging)
-            .map_err(|source| StoreError::io("cannot list", &staging, source))?
-            .count();
-        if count >= MAX_LISTS {
-            return Err(StoreError::TooManyLists { limit: MAX_LISTS });
-        }
-        durable::replace(&path, &[bytes])
-    }
-
-    /// Throws away what a capture staged that will not be published.
-    pub(crate) fn discard_staging(&self, id: &RestorePointId) {
-        let staging = self.staging_root.join(id.as_str());
-        match fs::remove_dir_all(&staging) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                log::warn!("cannot remove {}: {error}", staging.display());
-            }
-            _ => {}
-        }
-    }
-
-    /// Throws away what earlier captures staged, but for those in `keep`.
-    pub(crate) fn discard_staging_except(&self, keep: &HashSet<RestorePointId>) {
-        let Ok(entries) = fs::read_dir(&self.staging_root) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let id = RestorePointId::try_from(entry.file_name().to_string_lossy().into_owned());
-            if let Ok(id) = id
-                && !keep.contains(&id)
-            {
-                self.discard_staging(&id);
-            }
-        }
-    }
 }
 
 /// Reads a chunk list piece by piece: lists of large disks are long, and many machines may fetch one.
 pub(crate) struct ListReader {
-    file: File,
+    file: OpenFile,
     path: PathBuf,
     at: u64,
     len: u64,
@@ -273,34 +264,18 @@ impl Batches for ListReader {
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const INFO: &str = "info.json";
 
-pub(super) fn list_path(directory: &Path, digest: &Digest) -> PathBuf {
-    directory.join(format!("{digest}.chunks"))
-}
-
-pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(StoreError::io("cannot read", path, source)),
-    }
-}
-
-fn read_published(root: &Path) -> Result<BTreeMap<RestorePointId, RestorePointView>, StoreError> {
-    let cannot = |source| StoreError::io("cannot list the restore points in", root, source);
+fn read_published(
+    storage: &dyn Storage,
+    root: &Path,
+) -> Result<BTreeMap<RestorePointId, RestorePointView>, StoreError> {
     let mut published = BTreeMap::new();
-    let entries = match fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(published),
-        Err(source) => return Err(cannot(source)),
-    };
-    for entry in entries {
-        let path = entry.map_err(cannot)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let Ok(id) = RestorePointId::try_from(name.into_owned()) else {
+    for entry in storage::list_if_there(storage, root)? {
+        let path = root.join(&entry.name);
+        let Ok(id) = RestorePointId::try_from(entry.name) else {
             log::warn!("{} is no restore point; left alone", path.display());
             continue;
         };
-        match read_view(&path, &id) {
+        match read_view(storage, &path, &id) {
             Ok(view) => {
                 published.insert(id, view);
             }
@@ -314,13 +289,21 @@ fn read_published(root: &Path) -> Result<BTreeMap<RestorePointId, RestorePointVi
 }
 
 /// The view of a published restore point; made anew from the manifest when `info.json` is damaged.
-fn read_view(path: &Path, id: &RestorePointId) -> Result<RestorePointView, String> {
-    let info = fs::read(path.join(INFO)).ok();
-    let view = info.and_then(|bytes| serde_json::from_slice::<RestorePointView>(&bytes).ok());
+fn read_view(
+    storage: &dyn Storage,
+    path: &Path,
+    id: &RestorePointId,
+) -> Result<RestorePointView, String> {
+    let read = |name| storage::read_if_there(storage, &path.join(name));
+    let view = read(INFO)
+        .ok()
+        .flatten()
+        .and_then(|bytes| serde_json::from_slice::<RestorePointView>(&bytes).ok());
     if let Some(view) = view.filter(|view| view.id == *id) {
         return Ok(view);
     }
-    let bytes = fs::read(path.join(MANIFEST)).map_err(|error| error.to_string())?;
+    let bytes = read(MANIFEST).map_err(|error| chain(&error))?;
+    let bytes = bytes.ok_or("it has no manifest")?;
     let manifest = Manifest::from_json(&bytes).map_err(|error| error.to_string())?;
     if manifest.id != *id {
         return Err(format!("its manifest is of {}", manifest.id));
@@ -334,5 +317,5 @@ fn read_view(path: &Path, id: &RestorePointId) -> Result<RestorePointView, Strin
         machine_name: manifest.machine.macs.first().cloned().unwrap_or_default(),
         stored_bytes: 0,
     };
-    Ok(view_of(&manifest, &facts))
+    Ok(view_of(&manifest, &bytes, &facts))
 }

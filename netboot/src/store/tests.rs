@@ -21,7 +21,7 @@ use super::*;
 /// Small enough that a few chunks fill a pack.
 const SMALL: u64 = 4096;
 
-fn plain(number: u8) -> Vec<u8> {
+pub(super) fn plain(number: u8) -> Vec<u8> {
     // Incompressible enough that records have different lengths.
     (0..=u16::from(number) * 7)
         .flat_map(|n| Digest::of(&[number, n as u8, (n >> 8) as u8]).as_bytes()[..8].to_vec())
@@ -32,12 +32,21 @@ fn packs(directory: &Path) -> PathBuf {
     directory.join("store").join("packs")
 }
 
+fn open_chunks(directory: &Path, limit: u64) -> Arc<ChunkStore> {
+    Arc::new(ChunkStore::open(Arc::new(RealStorage), &packs(directory), limit).unwrap())
+}
+
+/// A capture that sends chunks and is never published.
+fn capturing() -> RestorePointId {
+    "capturing".to_owned().try_into().unwrap()
+}
+
 fn open_small(directory: &Path) -> Arc<ChunkStore> {
-    Arc::new(ChunkStore::open_with_limit(&packs(directory), SMALL).unwrap())
+    open_chunks(directory, SMALL)
 }
 
 /// Reads chunks back the way a restore does, and decodes them.
-fn read_back(chunks: &Arc<ChunkStore>, digests: &[Digest]) -> Vec<Vec<u8>> {
+pub(super) fn read_back(chunks: &Arc<ChunkStore>, digests: &[Digest]) -> Vec<Vec<u8>> {
     let mut reader = chunks.read_records(digests).unwrap();
     let expected = reader.total_bytes();
     let mut bytes = Vec::new();
@@ -93,7 +102,7 @@ proptest! {
                         new.filter(|digest| !oracle.contains_key(digest)).collect();
                     let upload: Vec<u8> =
                         numbers.iter().flat_map(|n| record_of(&plain(*n))).collect();
-                    let added = chunks.insert(&upload).unwrap();
+                    let added = chunks.insert(&capturing(), &upload).unwrap();
                     prop_assert_eq!(added.chunks, new.len() as u64);
                     oracle.extend(numbers.iter().map(|n| (Digest::of(&plain(*n)), plain(*n))));
                 }
@@ -134,7 +143,7 @@ struct Scene {
     pending: Vec<Vec<u8>>,
 }
 
-fn manifest_of(id: &RestorePointId, chunks: &[Vec<u8>]) -> (Manifest, Vec<u8>) {
+pub(super) fn manifest_of(id: &RestorePointId, chunks: &[Vec<u8>]) -> (Manifest, Vec<u8>) {
     let mut at = 0;
     let places = chunks.iter().map(|plain| {
         let range = ByteRange::new(at, plain.len() as u64).unwrap();
@@ -190,10 +199,22 @@ fn manifest_of(id: &RestorePointId, chunks: &[Vec<u8>]) -> (Manifest, Vec<u8>) {
     (manifest, encoded)
 }
 
+/// Sends a list in two parts.
+fn stage(store: &Store, id: &RestorePointId, digest: &Digest, list: &[u8]) {
+    let (points, name) = (&store.restore_points, ListName::parse("0-0").unwrap());
+    let (first, second) = list.split_at(list.len() / 2);
+    points.stage_part(id, name, 0, first).unwrap();
+    let at = first.len() as u64;
+    points.stage_part(id, name, at, second).unwrap();
+    points
+        .finish_list(id, name, list.len() as u64, digest)
+        .unwrap();
+}
+
 fn publish(store: &Store, id: &RestorePointId, chunks: &[Vec<u8>]) -> Result<(), PublishError> {
     let (manifest, list) = manifest_of(id, chunks);
     let digest = manifest.disks[0].regions[0].content.digest;
-    store.restore_points.stage_list(id, &digest, &list)?;
+    stage(store, id, &digest, &list);
     let facts = CaptureFacts {
         machine: "m".into(),
         machine_name: "machine".into(),
@@ -206,7 +227,7 @@ fn publish(store: &Store, id: &RestorePointId, chunks: &[Vec<u8>]) -> Result<(),
         .map(drop)
 }
 
-fn upload(chunks: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn upload(chunks: &[Vec<u8>]) -> Vec<u8> {
     chunks.iter().flat_map(|plain| record_of(plain)).collect()
 }
 
@@ -217,9 +238,15 @@ impl Scene {
         let published: Vec<_> = (0..6).map(plain).collect();
         let pending = vec![b"tiny".to_vec(), vec![7; 900], plain(6)];
         let store = Store::open(directory.path()).unwrap();
-        store.chunks.insert(&upload(&published)).unwrap();
+        store
+            .chunks
+            .insert(&capturing(), &upload(&published))
+            .unwrap();
         publish(&store, &id, &published).unwrap();
-        store.chunks.insert(&upload(&pending)).unwrap();
+        store
+            .chunks
+            .insert(&capturing(), &upload(&pending))
+            .unwrap();
         Self {
             directory,
             id,
@@ -241,7 +268,10 @@ impl Scene {
     fn recovers(&self) {
         let store = Store::open(self.directory.path()).unwrap();
         self.is_whole(&store);
-        store.chunks.insert(&upload(&self.pending)).unwrap();
+        store
+            .chunks
+            .insert(&capturing(), &upload(&self.pending))
+            .unwrap();
         store.chunks.seal().unwrap();
         drop(store);
         let store = Store::open(self.directory.path()).unwrap();
@@ -297,8 +327,10 @@ fn an_unsealed_pack_cut_at_any_byte_loses_only_what_was_cut() {
             continue;
         }
         // The same without waiting for the disk so often.
-        let chunks = Arc::new(ChunkStore::open(&packs(scene.directory.path())).unwrap());
-        chunks.insert(&upload(&scene.pending)).unwrap();
+        let chunks = open_chunks(scene.directory.path(), PACK_LIMIT);
+        chunks
+            .insert(&capturing(), &upload(&scene.pending))
+            .unwrap();
         let all = [scene.published.clone(), scene.pending.clone()].concat();
         let digests: Vec<_> = all.iter().map(|plain| Digest::of(plain)).collect();
         assert_eq!(read_back(&chunks, &digests), all, "cut at {len}");
@@ -456,7 +488,10 @@ fn a_lost_pack_takes_its_chunks_along_and_says_which_restore_point_suffers() {
             .contains("is not in the store")
     );
     // Its number is not used again: an old backup of the file may come back.
-    store.chunks.insert(&upload(&[plain(30)])).unwrap();
+    store
+        .chunks
+        .insert(&capturing(), &upload(&[plain(30)]))
+        .unwrap();
     assert!(!scene.pack(1).exists());
 }
 
@@ -465,7 +500,7 @@ fn a_sample_is_spread_evenly_and_of_the_size_asked_for() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
     let chunks: Vec<_> = (0..100).map(|n| vec![n; 10]).collect();
-    store.chunks.insert(&upload(&chunks)).unwrap();
+    store.chunks.insert(&capturing(), &upload(&chunks)).unwrap();
     for percent in [1, 10, 33, 100] {
         let report = store.verify(percent, &mut |_| {}).unwrap();
         assert_eq!(report.checked_chunks, u64::from(percent));
@@ -515,9 +550,11 @@ fn noise(number: u8) -> Vec<u8> {
 }
 
 fn open_with_noise(directory: &Path) -> Arc<ChunkStore> {
-    let chunks = Arc::new(ChunkStore::open(&packs(directory)).unwrap());
+    let chunks = open_chunks(directory, PACK_LIMIT);
     for number in 0..16 {
-        chunks.insert(&record_of(&noise(number))).unwrap();
+        chunks
+            .insert(&capturing(), &record_of(&noise(number)))
+            .unwrap();
     }
     chunks
 }

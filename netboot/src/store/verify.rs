@@ -1,22 +1,24 @@
 //! Verify: reads chunks back, decodes them and compares their digests; finds restore points that
 //! lack something.
 //!
-//! It changes nothing and takes no lock, so that it runs beside a server. What is *not* here:
-//! repair.
+//! It changes nothing and takes no lock, so that it runs beside a server. Memory: one pack's index, and
+//! what is damaged. What is *not* here: what is done about damage (`damage`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::io;
 use std::path::PathBuf;
 
 use backup::Digest;
-use backup::chunk::{ChunkList, Content, RecordHeader};
 use backup::manifest::{Manifest, RestorePointId};
 use serde::Serialize;
 
 use super::chunk_store::Location;
-use super::publish::{PublishError, check_lists};
-use super::record::{Checker, record_at};
-use super::restore_points::{list_path, read_if_there};
-use super::{Store, StoreError};
+use super::damage::{self, Look};
+use super::opening::{self, Repair};
+use super::pack::PackId;
+use super::publish::{Find, PublishError, check_lists};
+use super::record::Checker;
+use super::{DamagedRecord, Store, StoreError};
 
 /// A chunk that is not what its name says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,10 +27,25 @@ pub(crate) struct DamagedChunk {
     pub(crate) digest: Digest,
     /// The pack's file.
     pub(crate) pack: PathBuf,
+    /// The pack's number.
+    pub(crate) pack_number: u32,
     /// Byte offset of its record in the pack.
     pub(crate) offset: u64,
     /// What is wrong.
     pub(crate) reason: String,
+}
+
+impl DamagedChunk {
+    /// Where it lies, as the store takes note of it.
+    pub(crate) fn record(&self) -> DamagedRecord {
+        DamagedRecord {
+            digest: self.digest,
+            pack: self.pack_number,
+            // Offsets in packs come from 32 bits.
+            offset: u32::try_from(self.offset).unwrap_or(u32::MAX),
+            reason: self.reason.clone(),
+        }
+    }
 }
 
 /// A restore point that cannot be restored as it is.
@@ -79,7 +96,8 @@ impl VerifyReport {
 
 impl Store {
     /// Verifies every restore point's manifest and lists, and the content of `percent` % of the
-    /// chunks, spread evenly (100 is all of them, 0 none).
+    /// chunks, spread evenly (100 is all of them, 0 none). Records that a stop left twice are read
+    /// where the index finds them.
     ///
     /// # Errors
     /// [`StoreError`] when verifying itself is not possible; damage is in the report.
@@ -88,72 +106,85 @@ impl Store {
         percent: u8,
         on_progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<VerifyReport, StoreError> {
-        let all = self.chunks.all();
+        let share = u64::from(percent.min(100));
+        let (chunks, bytes) = self.chunks.size();
+        let mut reading = Reading {
+            share,
+            number: 0,
+            progress: VerifyProgress {
+                of_chunks: chunks * share / 100,
+                of_bytes: bytes / 100 * share,
+                ..VerifyProgress::default()
+            },
+            checker: self.chunks.checker()?,
+            damaged: Vec::new(),
+        };
+        let mut seen = BTreeSet::new();
+        // Packs that come while we read are read too: a collection may have moved chunks to them.
+        for _ in 0..PASSES {
+            let storage = self.chunks.storage.as_ref();
+            let listing = opening::list(storage, self.chunks.directory())?;
+            for id in listing.packs {
+                if seen.insert(id) {
+                    self.verify_pack(id, &mut reading, on_progress)?;
+                }
+            }
+        }
         let mut report = VerifyReport {
-            all_chunks: all.len() as u64,
+            all_chunks: chunks,
+            checked_chunks: reading.progress.chunks,
+            bytes: reading.progress.bytes,
+            damaged_chunks: reading.damaged,
             ..VerifyReport::default()
         };
-        let share = u64::from(percent.min(100));
-        // Chunk n is taken when n × share crosses a multiple of 100: an even spread over all packs.
-        let picked: Vec<_> = all
-            .into_iter()
-            .zip(0u64..)
-            .filter(|(_, n)| (n + 1) * share / 100 > n * share / 100)
-            .map(|(chunk, _)| chunk)
-            .collect();
-        let mut progress = VerifyProgress {
-            of_chunks: picked.len() as u64,
-            of_bytes: picked.iter().map(|(_, at)| at.record_len() as u64).sum(),
-            ..VerifyProgress::default()
-        };
-        let mut checker = Checker::new().map_err(|source| {
-            StoreError::io("cannot prepare to decode", self.chunks.directory(), source)
-        })?;
-        for (digest, at) in &picked {
-            if let Err(reason) = self.check_chunk(digest, at, &mut checker) {
-                report.damaged_chunks.push(DamagedChunk {
-                    digest: *digest,
-                    pack: at.pack.pack_path(self.chunks.directory()),
-                    offset: u64::from(at.offset),
-                    reason,
-                });
-            }
-            progress.chunks += 1;
-            progress.bytes += at.record_len() as u64;
-            on_progress(progress);
-        }
-        report.checked_chunks = progress.chunks;
-        report.bytes = progress.bytes;
         self.verify_restore_points(&mut report);
         Ok(report)
     }
 
-    fn check_chunk(
+    fn verify_pack(
         &self,
-        digest: &Digest,
-        at: &Location,
-        checker: &mut Checker,
-    ) -> Result<(), String> {
-        let path = at.pack.pack_path(self.chunks.directory());
-        let mut bytes = vec![0; at.record_len()];
-        std::fs::File::open(&path)
-            .and_then(|file| {
-                use std::os::unix::fs::FileExt;
-                file.read_exact_at(&mut bytes, u64::from(at.offset))
-            })
-            .map_err(|error| format!("cannot be read: {error}"))?;
-        let (header, frame) = record_at(&bytes, 0).map_err(|error| error.to_string())?;
-        let expected = RecordHeader {
-            digest: *digest,
-            plain_len: at.plain_len,
-            stored_len: at.stored_len,
+        id: PackId,
+        reading: &mut Reading,
+        on_progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<(), StoreError> {
+        let (storage, directory) = (self.chunks.storage.as_ref(), self.chunks.directory());
+        let entries = match opening::sealed_entries(storage, directory, id, Repair::None) {
+            Ok(entries) => entries,
+            // Collected since it was listed; what was needed of it lies in a later pack.
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         };
-        if header != expected {
-            return Err("its record's header differs from the index".to_owned());
+        let mut here: Vec<_> = entries
+            .iter()
+            .map(|entry| (entry.header.digest, Location::new(id, entry)))
+            .filter(|(digest, at)| self.chunks.find(digest).is_none_or(|found| found == *at))
+            .collect();
+        here.sort_unstable_by_key(|(_, at)| at.offset);
+        for (digest, at) in &here {
+            // Chunk n is taken when n × share crosses a multiple of 100: an even spread.
+            let n = reading.number;
+            reading.number += 1;
+            if (n + 1) * reading.share / 100 == n * reading.share / 100 {
+                continue;
+            }
+            match damage::look_at(storage, directory, (digest, at), &mut reading.checker) {
+                Look::Sound => {}
+                Look::Gone => return Ok(()),
+                Look::Damaged(reason) => reading.damaged.push(DamagedChunk {
+                    digest: *digest,
+                    pack: at.pack.pack_path(directory),
+                    pack_number: at.pack.0,
+                    offset: u64::from(at.offset),
+                    reason,
+                }),
+            }
+            reading.progress.chunks += 1;
+            reading.progress.bytes += at.record_len() as u64;
+            on_progress(reading.progress);
         }
-        checker
-            .check(&header, frame)
-            .map_err(|error| error.to_string())
+        Ok(())
     }
 
     fn verify_restore_points(&self, report: &mut VerifyReport) {
@@ -162,15 +193,25 @@ impl Store {
             .iter()
             .map(|chunk| chunk.digest)
             .collect();
+        let find = |digest: &Digest| self.chunks.find(digest);
+        let sound = |digest: &Digest| {
+            let found = self.chunks.find_sound(digest);
+            found.filter(|_| !damaged.contains(digest))
+        };
+        let suspect = !damaged.is_empty() || self.chunks.read_index().any_damaged();
         for view in self.restore_points.list() {
-            report.restore_points += 1;
-            let reason = match self.recheck(&view.id) {
-                Err(error) => Some(crate::store::chain(&error)),
-                Ok(()) if !damaged.is_empty() && self.uses_any(&view.id, &damaged) => {
+            let reason = match self.recheck(&view.id, &find) {
+                Err(error) if self.restore_points.is_there(&view.id) => {
+                    Some(crate::store::chain(&error))
+                }
+                // Forgotten while we read.
+                Err(_) => continue,
+                Ok(()) if suspect && self.recheck(&view.id, &sound).is_err() => {
                     Some("it needs a damaged chunk".to_owned())
                 }
                 Ok(()) => None,
             };
+            report.restore_points += 1;
             if let Some(reason) = reason {
                 report.damaged_restore_points.push(DamagedRestorePoint {
                     restore_point: view.id,
@@ -179,39 +220,29 @@ impl Store {
             }
         }
     }
-}
 
-impl Store {
-    /// The chunk lists of a published restore point, checked, with the numbers of disk and region.
+    /// Checks the manifest, the lists and the chunks of a published restore point.
     ///
     /// # Errors
     /// [`PublishError`] for what a restore would be refused for.
-    pub(super) fn recheck(&self, id: &RestorePointId) -> Result<(), PublishError> {
-        let path = self.restore_points.published_root.join(id.as_str());
-        let bytes = self.restore_points.manifest(id)?;
+    pub(super) fn recheck(&self, id: &RestorePointId, find: Find<'_>) -> Result<(), PublishError> {
+        let points = &self.restore_points;
+        let path = points.published_root.join(id.as_str());
+        let bytes = points.manifest(id)?;
         let manifest = Manifest::from_json(&bytes).map_err(PublishError::Manifest)?;
-        check_lists(&manifest, &path, &self.chunks).map(drop)
+        check_lists(points.storage.as_ref(), &manifest, &path, find).map(drop)
     }
+}
 
-    /// Whether one of `digests` is a chunk of the restore point.
-    pub(super) fn uses_any(&self, id: &RestorePointId, digests: &HashSet<Digest>) -> bool {
-        let Ok(bytes) = self.restore_points.manifest(id) else {
-            return false;
-        };
-        let Ok(manifest) = Manifest::from_json(&bytes) else {
-            return false;
-        };
-        manifest.regions().any(|region| {
-            let path = self.restore_points.published_root.join(id.as_str());
-            let bytes = read_if_there(&list_path(&path, &region.content.digest));
-            let Ok(Some(bytes)) = bytes else {
-                return false;
-            };
-            ChunkList::decode(&bytes, region.range.len()).is_ok_and(|list| {
-                list.chunks().iter().any(|chunk| {
-                    matches!(chunk.content, Content::Data(digest) if digests.contains(&digest))
-                })
-            })
-        })
-    }
+/// How often the packs are listed.
+const PASSES: usize = 3;
+
+/// A verification on its way through the packs.
+struct Reading {
+    share: u64,
+    /// Chunks seen so far, read or not.
+    number: u64,
+    progress: VerifyProgress,
+    checker: Checker,
+    damaged: Vec<DamagedChunk>,
 }

@@ -20,7 +20,7 @@ use backup::manifest::{Region, RestorePointId};
 
 use super::chunk_store::ChunkStore;
 use super::record::{Checker, record_at};
-use super::restore_points::list_path;
+use super::lists;
 use super::{Store, StoreError};
 
 /// Bytes before the entries of a list, and of each entry (`docs/formats/chunks.md`).
@@ -61,7 +61,7 @@ impl ListFile {
         id: &RestorePointId,
         digest: &Digest,
     ) -> Result<Self, StoreError> {
-        let path = list_path(
+        let path = lists::path(
             &store.restore_points.published_root.join(id.as_str()),
             digest,
         );

@@ -267,7 +267,7 @@ impl Capture {
     }
 
     pub(super) fn list_path(&self, job: &str) -> String {
-        api::upload_list(job, &self.manifest.disks[0].regions[0].content.digest)
+        api::list_part(job, "0-0")
     }
 
     /// Asks what is missing and sends that; how many chunks were.
@@ -291,7 +291,23 @@ impl Capture {
     }
 
     pub(super) fn send_list(&self, server: &Server, job: &str) {
-        server.take("PUT", &self.list_path(job), &self.list.encode());
+        let list = self.list.encode();
+        let (first, second) = list.split_at(list.len() / 2);
+        let path = self.list_path(job);
+        server.take("PUT", &format!("{path}?offset=0"), first);
+        let at = first.len();
+        server.take("PUT", &format!("{path}?offset={at}"), second);
+        self.finish_list(server, job);
+    }
+
+    pub(super) fn finish_list(&self, server: &Server, job: &str) {
+        let list = self.list.encode();
+        let finish = api::FinishList {
+            length: list.len() as u64,
+            digest: Digest::of(&list),
+        };
+        let body = serde_json::to_vec(&finish).unwrap();
+        server.take("POST", &self.list_path(job), &body);
     }
 
     pub(super) fn publish(&self, server: &Server, job: &str) {

@@ -214,13 +214,52 @@ fn a_chunk_in_the_place_of_a_longer_one_is_refused() {
 }
 
 #[test]
-fn a_list_of_another_digest_or_no_digest_is_refused() {
+fn a_list_comes_in_parts_that_may_be_repeated_but_not_skipped() {
     let (_directory, server) = start();
     let job = begin_capture(&server, 1);
-    let path = api::upload_list(&job.id, &Digest::of(b"a"));
-    assert_eq!(server.refused("PUT", &path, b"b").0, 422);
-    let path = format!("/api/v1/jobs/{}/chunk-lists/..%2f..%2fx", job.id);
-    assert_eq!(server.refused("PUT", &path, b"b").0, 400);
+    let path = api::list_part(&job.id, "0-7");
+    let put = |offset: usize, bytes: &[u8]| {
+        server
+            .send("PUT", &format!("{path}?offset={offset}"), bytes)
+            .0
+    };
+    let finish = |length: u64, bytes: &[u8]| {
+        let digest = Digest::of(bytes);
+        let body = serde_json::to_vec(&api::FinishList { length, digest }).unwrap();
+        server.send("POST", &path, &body).0
+    };
+    assert_eq!(finish(3, b"abc"), 400);
+    assert_eq!(put(1, b"b"), 409);
+    assert_eq!(put(0, b"abc"), 204);
+    assert_eq!(put(3, b"def"), 204);
+    // The answer was lost; then the same with half of the part taken.
+    assert_eq!((put(3, b"def"), put(4, b"efgh")), (204, 204));
+    assert_eq!((put(9, b"x"), put(4, b"EFGH")), (409, 409));
+    assert_eq!((finish(7, b"abcdefgh"), finish(8, b"other")), (400, 400));
+    assert_eq!((finish(8, b"abcdefgh"), finish(8, b"abcdefgh")), (204, 204));
+    // One that is begun anew forgets what was sent.
+    assert_eq!((put(0, b"a long one"), put(0, b"x")), (204, 204));
+    assert_eq!(finish(1, b"x"), 204);
+    let refusal = server.refused("PUT", &format!("{path}?offset=5"), b"y");
+    assert_eq!(refusal, (409, "conflict".into()));
+    let far = format!("{path}?offset={}", u64::MAX);
+    assert_eq!(server.refused("PUT", &far, b"y").0, 400);
+    assert_eq!(server.refused("PUT", &path, b"no offset").0, 400);
+    let long = vec![0; api::MAX_UPLOAD + 1];
+    assert_eq!(
+        server.refused("PUT", &format!("{path}?offset=0"), &long).0,
+        413
+    );
+}
+
+#[test]
+fn a_path_that_names_no_list_or_restore_point_is_refused() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    for name in ["..%2f..%2fx", "0", "00-1", "a-b"] {
+        let path = format!("/api/v1/jobs/{}/chunk-lists/{name}?offset=0", job.id);
+        assert_eq!(server.refused("PUT", &path, b"b").0, 400);
+    }
     assert_eq!(
         server
             .refused("GET", "/api/v1/restore-points/..%2f/manifest", b"")
@@ -280,7 +319,7 @@ fn only_the_running_job_of_the_right_kind_opens_a_path() {
         api::upload_chunks(&restore.id),
         api::missing_chunks(&restore.id),
         api::publish(&restore.id),
-        api::upload_list(&restore.id, &Digest::of(b"")),
+        api::list_part(&restore.id, "0-0") + "?offset=0",
     ] {
         let method = if path.contains("chunk-lists") {
             "PUT"
