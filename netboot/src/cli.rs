@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use protocol::upkeep::RetentionRules;
 
 use crate::{
     commands::OperatorCommand,
@@ -68,6 +69,20 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// What the configuration that is named says of retention.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read or is wrong.
+    pub(crate) fn retention(&self) -> Result<RetentionRules, anyhow::Error> {
+        match &self.config {
+            Some(config) => {
+                let config = Config::load(Some(config), Overrides::default());
+                Ok(config.map_err(ServeError::from)?.retention)
+            }
+            None => Ok(RetentionRules::default()),
+        }
+    }
+
     /// The data directory: named, or as the configuration says, or the default.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
+use protocol::upkeep::RetentionRules;
 
 use crate::{
     boot_policy::BootPolicy,
@@ -56,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) reservations: Vec<Reservation>,
     /// What machines boot.
     pub(crate) boot: BootPolicy,
+    /// Which restore points `netboot prune` keeps.
+    pub(crate) retention: RetentionRules,
 }
 
 /// Where the server is reached.

@@ -100,6 +100,14 @@ impl ControlClient {
         smol::block_on(self.ask(Method::POST, path, Body::from(body)))
     }
 
+    /// DELETEs something and gets what it was, or is now.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        smol::block_on(self.ask(Method::DELETE, path, Body::empty()))
+    }
+
     fn connect(&self) -> Result<Async<UnixStream>, ClientError> {
         let path = self.data_directory.join("control.sock");
         UnixStream::connect(&path)

@@ -47,8 +47,9 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(&args, place).map(|()| None),
         Command::Doctor(args) => doctor::run(&args, place).map_err(anyhow::Error::from),
         Command::Operator(command) => place
-            .data_directory()
-            .and_then(|directory| Ok(commands::run(&command, directory)?))
+            .retention()
+            .and_then(|retention| Ok((retention, place.data_directory()?)))
+            .and_then(|(retention, directory)| Ok(commands::run(&command, directory, retention)?))
             .map(|()| None),
     };
     match result {

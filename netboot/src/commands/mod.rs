@@ -1,7 +1,8 @@
 //! The operators' commands: what they print and what they end with.
 //!
-//! Commands about machines and jobs ask the running server through its control socket; `verify`, `files` and
-//! the catalogue read the store itself and need no server. What people read goes to standard output in tables, what
+//! Commands about machines and jobs ask the running server through its control socket. `verify`, `files` and
+//! the catalogue read the store itself; `verify` tells the server what is damaged. Upkeep of the store also works
+//! without a server, under the data directory's lock. What people read goes to standard output in tables, what
 //! programs read (`--json`) as JSON; what is only said goes to standard error.
 
 mod booting;
@@ -13,6 +14,8 @@ mod options;
 mod start;
 mod table;
 mod timeline;
+mod upkeep;
+mod upkeep_options;
 mod verify;
 mod watch;
 
@@ -23,7 +26,10 @@ pub(crate) use options::OperatorCommand;
 use crate::cli::ExitCode;
 use crate::control_client::{ClientError, ControlClient};
 use crate::files::FilesError;
+use crate::http::RecoveryError;
 use crate::store::{Store, StoreError};
+use crate::upkeep::UpkeepError;
+use protocol::upkeep::RetentionRules;
 
 /// Why a command did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +58,7 @@ pub(crate) enum CommandError {
     },
     /// Verifying found damage; it was said what.
     #[error(
-        "the store is damaged: {chunks} damaged chunks, {restore_points} restore points affected; what was found is listed above. Nothing was changed"
+        "the store is damaged: {chunks} damaged chunks, {restore_points} restore points affected; what was found is listed above. Damaged chunks count as missing from now on: the next capture that has them sends them again"
     )]
     Damaged {
         /// How many chunks.
@@ -69,6 +75,18 @@ pub(crate) enum CommandError {
         /// How many.
         failed: u64,
     },
+    /// Store or state cannot be opened.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// The store's upkeep was refused.
+    #[error(transparent)]
+    Upkeep(#[from] UpkeepError),
+    /// A garbage collection did not come to its end.
+    #[error("the garbage collection ended: {0}")]
+    Collection(String),
+    /// Restore points that rules do not keep and that are there still.
+    #[error("not all could be removed: {0}")]
+    NotRemoved(String),
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[from] std::io::Error),
@@ -92,9 +110,11 @@ impl CommandError {
         match self {
             Self::Client(ClientError::NotRunning(_)) => ExitCode::Unavailable,
             Self::Client(ClientError::NoRights(_)) => ExitCode::NoRights,
+            Self::Store(StoreError::InUse { .. }) => ExitCode::Unavailable,
             Self::Client(ClientError::Connect { .. })
             | Self::Store(_)
             | Self::Files(FilesError::Store(_) | FilesError::Output { .. })
+            | Self::Recovery(_)
             | Self::Output(_)
             | Self::Picture { .. } => ExitCode::System,
             Self::NoStore(_) => ExitCode::Missing,
@@ -103,6 +123,9 @@ impl CommandError {
             | Self::Damaged { .. }
             | Self::Files(_)
             | Self::NotAll { .. }
+            | Self::Upkeep(_)
+            | Self::Collection(_)
+            | Self::NotRemoved(_)
             | Self::Json(_) => ExitCode::Failure,
         }
     }
@@ -112,7 +135,11 @@ impl CommandError {
 ///
 /// # Errors
 /// [`CommandError`].
-pub(crate) fn run(command: &OperatorCommand, data_directory: PathBuf) -> Result<(), CommandError> {
+pub(crate) fn run(
+    command: &OperatorCommand,
+    data_directory: PathBuf,
+    retention: RetentionRules,
+) -> Result<(), CommandError> {
     let client = ControlClient::new(&data_directory);
     match command {
         OperatorCommand::Machines(args) => lists::machines(&client, args),
@@ -130,6 +157,12 @@ pub(crate) fn run(command: &OperatorCommand, data_directory: PathBuf) -> Result<
         OperatorCommand::Show(args) => catalogue::show(&data_directory, args),
         OperatorCommand::Compare(args) => catalogue::compare(&data_directory, args),
         OperatorCommand::Versions(args) => catalogue::versions(&data_directory, args),
+        OperatorCommand::Store(args) => upkeep::sizes(&data_directory, args.json),
+        OperatorCommand::Gc(args) => upkeep::gc(&data_directory, args),
+        OperatorCommand::Prune(args) => upkeep::prune(&data_directory, args, retention),
+        OperatorCommand::Forget(args) => upkeep::forget(&data_directory, args),
+        OperatorCommand::Pin(args) => upkeep::pin(&data_directory, args, true),
+        OperatorCommand::Unpin(args) => upkeep::pin(&data_directory, args, false),
     }
 }
 

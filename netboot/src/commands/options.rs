@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use protocol::api::NextBoot;
 
 use super::file_options::{CompareArgs, FilesArgs, ItemsArgs, VersionsArgs};
+use super::upkeep_options::{GcArgs, PruneArgs, RestorePointArgs};
 
 /// What operators do.
 #[derive(Debug, Subcommand)]
@@ -48,6 +49,19 @@ pub(crate) enum OperatorCommand {
     Items(ItemsArgs),
     /// Browse the files in a restore point and take them out
     Files(FilesArgs),
+    /// Show how much is in the store, and what each restore point alone takes
+    Store(ListArgs),
+    /// Free what no restore point and no running capture needs
+    Gc(GcArgs),
+    /// Remove restore points that no rule keeps; pinned ones, factory images
+    /// and each machine's newest stay
+    Prune(PruneArgs),
+    /// Remove one restore point
+    Forget(RestorePointArgs),
+    /// Keep a restore point, whatever the rules say
+    Pin(RestorePointArgs),
+    /// Take a pin back
+    Unpin(RestorePointArgs),
 }
 
 /// How something is printed.

@@ -1,14 +1,16 @@
-//! `verify`: reads the store without the server.
+//! `verify`: reads the store without the server, and has it take note of what is damaged.
 
 use std::path::Path;
 
 use backup::units::HumanBytes;
 use indicatif::{ProgressBar, ProgressStyle};
+use protocol::upkeep::{self, DamageView, DamagedPlace};
 
 use super::options::VerifyArgs;
 use super::{CommandError, print, print_json};
-use crate::store::Store;
-use crate::store::verify::VerifyReport;
+use crate::control_client::{ClientError, ControlClient};
+use crate::store::verify::{DamagedChunk, VerifyReport};
+use crate::store::{DamagedRecord, DataLock, Store, chain};
 
 pub(super) fn run(data_directory: &Path, args: &VerifyArgs) -> Result<(), CommandError> {
     if !data_directory.join("store").join("packs").is_dir() {
@@ -30,6 +32,11 @@ pub(super) fn run(data_directory: &Path, args: &VerifyArgs) -> Result<(), Comman
         bar.set_position(progress.bytes);
     })?;
     bar.finish_and_clear();
+    if !report.damaged_chunks.is_empty()
+        && let Err(error) = note(data_directory, &report)
+    {
+        eprintln!("netboot: the damage could not be noted: {}", chain(&error));
+    }
     if args.json {
         print_json(&report)?;
     } else {
@@ -42,6 +49,30 @@ pub(super) fn run(data_directory: &Path, args: &VerifyArgs) -> Result<(), Comman
         chunks: report.damaged_chunks.len(),
         restore_points: report.damaged_restore_points.len(),
     })
+}
+
+/// Has the server take note of damaged chunks, or does it where none runs.
+fn note(data_directory: &Path, report: &VerifyReport) -> Result<(), CommandError> {
+    let found: Vec<_> = report
+        .damaged_chunks
+        .iter()
+        .map(DamagedChunk::record)
+        .collect();
+    let place = |record: &DamagedRecord| DamagedPlace {
+        digest: record.digest,
+        pack: record.pack,
+        offset: record.offset,
+    };
+    let places: Vec<_> = found.iter().map(place).collect();
+    let client = ControlClient::new(data_directory);
+    match client.post::<DamageView>(upkeep::DAMAGE, &places) {
+        Err(ClientError::NotRunning(_)) => {
+            let _lock = DataLock::take(data_directory)?;
+            Store::open(data_directory)?.note_damage(&found)?;
+            Ok(())
+        }
+        other => Ok(other.map(drop)?),
+    }
 }
 
 fn describe(report: &VerifyReport) -> String {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
+use protocol::upkeep::RetentionRules;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -41,6 +42,7 @@ struct RawConfig {
     proxy_client: Vec<RawProxyClient>,
     reservation: Vec<RawReservation>,
     boot: RawBoot,
+    retention: RetentionRules,
 }
 
 #[derive(Deserialize, Default)]
@@ -170,6 +172,7 @@ impl Config {
             pool: pool_option(overrides.pool, &subnets)?,
             subnets,
             reservations,
+            retention: raw.retention,
             boot: BootPolicy {
                 unknown: raw.boot.unknown_machines,
                 menu_seconds: check.number(

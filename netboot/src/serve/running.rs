@@ -41,6 +41,7 @@ use crate::{
     flight_recorder::FlightRecorder,
     http::{
         Recovery, agent_api, boot_api, boot_files, boot_files::BootFiles, operator_api, server,
+        upkeep_api,
     },
     sockets::{self, DhcpSocket, OpenError, ProxySocket},
     store::DataLock,
@@ -108,6 +109,7 @@ pub(super) fn serve(
         stopping.push(parts.start("the HTTP server", task));
     }
     let operators = operator_api::router(Arc::clone(&recovery))
+        .merge(upkeep_api::router(Arc::clone(&recovery), config.retention))
         .merge(boot_api::router(recovery, Arc::clone(&desk)))
         .merge(watch::router(Arc::clone(&board)));
     let (router, pool) = (operators, Arc::clone(&parts.executor));

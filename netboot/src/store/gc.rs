@@ -116,7 +116,7 @@ impl Store {
                         pack.id,
                         found.len()
                     ));
-                    self.chunks.note_damage(&found)?;
+                    self.note_damage(&found)?;
                 }
             }
             // A pack's worth at a time: that much room is needed before any is made.

@@ -62,6 +62,8 @@ mod gc_tests;
 #[cfg(test)]
 mod memory_storage;
 #[cfg(test)]
+mod sample_tests;
+#[cfg(test)]
 mod tests;
 
 use std::io;

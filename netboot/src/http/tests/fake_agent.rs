@@ -21,7 +21,7 @@ use smol::{Async, Executor};
 
 use crate::control_client::ControlClient;
 use crate::flight_recorder::FlightRecorder;
-use crate::http::{Recovery, agent_api, operator_api, server};
+use crate::http::{Recovery, agent_api, operator_api, server, upkeep_api};
 use crate::store::record::record_of;
 
 /// The server, until it is dropped.
@@ -53,7 +53,10 @@ impl Server {
         );
         let unix = server::serve(
             Async::new(control).unwrap(),
-            operator_api::router(Arc::clone(&recovery)),
+            operator_api::router(Arc::clone(&recovery)).merge(upkeep_api::router(
+                Arc::clone(&recovery),
+                protocol::upkeep::RetentionRules::default(),
+            )),
             Arc::clone(&executor),
             stopped,
         );

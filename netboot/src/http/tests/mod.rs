@@ -5,6 +5,7 @@ mod fake_agent;
 use backup::Digest;
 use backup::chunk::RecordHeader;
 use backup::hardware::{Disk, Nic};
+use backup::manifest::RestorePointId;
 use backup::plan::Choices;
 use protocol::api::{self, Action, MachineView, RestorePointView};
 use protocol::beacon::AgentState;
@@ -13,6 +14,7 @@ use protocol::progress::{Progress, Stage};
 
 use self::fake_agent::{Capture, Server, beacon, begin_capture, capture, mac};
 use crate::boot_policy::{MachineDirectory, MachineState};
+use crate::control_client::ClientError;
 use crate::store::record::record_of;
 
 fn start() -> (tempfile::TempDir, Server) {
@@ -665,6 +667,81 @@ fn an_inventory_is_bounded_in_every_text_and_every_list() {
     assert_eq!(server.refused("POST", api::BEACON, &body).0, 400);
     let body = vec![b' '; 256 * 1024 + 1];
     assert_eq!(server.refused("POST", api::BEACON, &body).0, 413);
+}
+
+#[test]
+fn a_restore_point_that_is_pinned_or_being_restored_is_not_removed() {
+    use protocol::upkeep::{self, GcRequest, GcView, PruneRequest, PruneView, RetentionRules};
+    let (_directory, server) = start();
+    let (old, new) = (
+        capture(&server, 1, chunks(9)),
+        capture(&server, 1, chunks(40)),
+    );
+    let operator = &server.operator;
+    let forget =
+        |id: &RestorePointId| operator.delete::<RestorePointView>(&upkeep::forget(id.as_str()));
+    let code = |outcome| match outcome {
+        Err(ClientError::Refused(error)) => error.code,
+        other => panic!("{other:?}"),
+    };
+    let pin = upkeep::pin(old.as_str());
+    assert!(operator.post::<RestorePointView>(&pin, &()).unwrap().pinned);
+    assert_eq!(code(forget(&old)), "conflict");
+    assert!(!operator.delete::<RestorePointView>(&pin).unwrap().pinned);
+    // A restore that waits for its machine needs it, too.
+    let job = server.order(&mac(1), restore_of(old.as_str())).unwrap();
+    assert_eq!(code(forget(&old)), "conflict");
+    let prune = |rules: Option<RetentionRules>| {
+        let request = PruneRequest {
+            rules,
+            ..PruneRequest::default()
+        };
+        operator.post::<PruneView>(upkeep::PRUNE, &request)
+    };
+    assert!(matches!(prune(None), Err(ClientError::Refused(_))));
+    let last = RetentionRules {
+        keep_last: 1,
+        ..RetentionRules::default()
+    };
+    let view = prune(Some(last)).unwrap();
+    assert!(
+        view.restore_points.iter().all(|verdict| verdict.keep),
+        "{view:?}"
+    );
+    let cancel = api::cancel_job(&job.id);
+    operator.post::<api::JobView>(&cancel, &()).unwrap();
+    let view = prune(Some(last)).unwrap();
+    // Both are of the same second: which one is the newer is decided by the id.
+    assert_eq!(
+        view.restore_points.iter().filter(|one| one.keep).count(),
+        1,
+        "{view:?}"
+    );
+    let points: Vec<RestorePointView> = operator.get(api::RESTORE_POINTS).unwrap();
+    assert!(points.len() == 1 && [old, new].contains(&points[0].id));
+    let request = GcRequest {
+        dry_run: false,
+        rewrite_below: 100,
+    };
+    let mut view: GcView = operator.post(upkeep::COLLECTION, &request).unwrap();
+    while view.running {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        view = operator.get(upkeep::COLLECTION).unwrap();
+    }
+    assert!(view.report.unwrap().freed_bytes > 0);
+    let sizes: upkeep::StoreView = operator.get(upkeep::STORE).unwrap();
+    assert_eq!((sizes.restore_points.len(), sizes.dead_bytes), (1, 0));
+}
+
+#[test]
+fn a_capture_that_failed_is_in_the_list_with_its_reason() {
+    let (_directory, server) = start();
+    let job = begin_capture(&server, 1);
+    server.report(&job.id, &failed("the disk is gone"));
+    let points: Vec<RestorePointView> = server.operator.get(api::RESTORE_POINTS).unwrap();
+    assert_eq!(points[0].status, "failed");
+    assert_eq!(points[0].warnings, ["the disk is gone"]);
+    assert_eq!(&points[0].id, job.kind.restore_point());
 }
 
 /// Rates of one connection, with debug code: `cargo test -p netboot measure -- --ignored --nocapture`.
