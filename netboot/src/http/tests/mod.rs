@@ -8,7 +8,7 @@ use backup::hardware::{Disk, Nic};
 use backup::manifest::RestorePointId;
 use backup::plan::Choices;
 use protocol::api::{self, Action, MachineView, RestorePointView};
-use protocol::beacon::AgentState;
+use protocol::beacon::{AgentState, BeaconReply};
 use protocol::job::{JobKind, JobReport, JobState};
 use protocol::progress::{Progress, Stage};
 
@@ -799,5 +799,21 @@ fn measure_upload_and_fetch() {
     println!(
         "verify: {} of records",
         rate(usize::try_from(report.bytes).unwrap(), begin)
+    );
+}
+
+#[test]
+fn a_machine_that_asks_for_its_capture_gets_one_job_and_no_second() {
+    let (_directory, server) = start();
+    let asks = serde_json::to_vec(&beacon(1, "boot", AgentState::Waiting)).unwrap();
+    let reply = server.take("POST", api::CAPTURES, &asks);
+    let reply: BeaconReply = serde_json::from_slice(&reply).unwrap();
+    let job = reply.job.unwrap();
+    assert!(matches!(job.kind, JobKind::Capture { .. }));
+    // It runs: what it needs is taken at once.
+    server.take("POST", &api::missing_chunks(&job.id), b"");
+    assert_eq!(
+        server.refused("POST", api::CAPTURES, &asks),
+        (409, "conflict".into())
     );
 }
