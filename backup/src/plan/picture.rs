@@ -98,6 +98,17 @@ impl fmt::Display for RestorePlan {
     }
 }
 
+impl DiskImage {
+    /// Draws the disk as it was when it was captured, to scale.
+    #[must_use]
+    pub fn picture(&self) -> String {
+        let mut lines = vec![fit(&describe_source(self), COLUMNS)];
+        lines.extend(draw(&source_cells(self), self.size, self.size));
+        lines.push(String::new());
+        lines.join("\n")
+    }
+}
+
 fn contents(partition: &PlannedPartition) -> String {
     partition
         .file_system

@@ -9,6 +9,7 @@
 //! goes on.
 
 mod archive;
+mod compare;
 mod content;
 mod folder;
 pub(crate) mod name;
@@ -29,6 +30,7 @@ use crate::store::restore_points::RestorePointNameError;
 use crate::store::{Store, StoreError};
 
 pub(crate) use archive::ArchiveKind;
+pub(crate) use compare::{Comparison, compare};
 pub(crate) use folder::OnClash;
 pub(crate) use path::{Spec, find};
 pub(crate) use take::{Destination, Progress, Summary, take};
