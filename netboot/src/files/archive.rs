@@ -2,7 +2,7 @@
 //!
 //! Tar is written in the GNU form, which keeps names of any bytes and any length, with a `mtime` record of
 //! POSIX.1-2001 where a time has a fraction or lies before 1970. Zip keeps names as text, so bytes that are
-//! no UTF-8 are written as `\xNN` there; links, modes and times are kept, owners and devices are not.
+//! no UTF-8 are written as `\xNN` there; links, permissions and times are kept, owners, the set-user-id bit and devices are not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Seek, Write};
