@@ -36,7 +36,8 @@ const EXIT_CODES: &str = "\
 Exit codes:
    0  done
    1  failed, for the reason printed: refused by the server, a watched job
-      that did not succeed, damage found by verify, a problem found by doctor
+      that did not succeed, damage found by verify, a problem found by doctor,
+      some files that could not be taken out
    2  wrong command line
   66  a folder or file that must be there is missing
   69  a port is taken, another netboot serves from the data directory, or
@@ -161,6 +162,11 @@ mod tests {
     fn the_command_line_is_consistent_and_its_help_within_80_columns() {
         Cli::command().debug_assert();
         let mut command = Cli::command();
+        let help_of = |command: &mut clap::Command, name: &str| {
+            let found = command.find_subcommand_mut(name).expect("a command");
+            found.render_help().to_string()
+        };
+        let mut files = command.find_subcommand("files").expect("files").clone();
         for text in [
             command.render_long_help().to_string(),
             command
@@ -168,6 +174,10 @@ mod tests {
                 .expect("serve")
                 .render_help()
                 .to_string(),
+            help_of(&mut command, "compare"),
+            help_of(&mut command, "show"),
+            help_of(&mut files, "ls"),
+            help_of(&mut files, "get"),
         ] {
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");

@@ -630,3 +630,15 @@ fn tar_keeps_fractions_and_times_before_1970() {
     let meta = folder.path().join("ok").metadata().unwrap();
     assert_eq!((meta.mtime(), meta.mtime_nsec()), (-5, 500_000_000));
 }
+
+#[test]
+fn taking_all_files_reads_nothing_that_was_not_saved() {
+    let scene = Scene::new();
+    let id = scene.capture("20260101-000000-aaaa");
+    let volume = scene.volume(&id);
+    let before = volume.unsaved.load(std::sync::atomic::Ordering::Relaxed);
+    let archive = scene.path("a.tar");
+    take(&volume, &[Vec::new()], &into_archive(archive), &mut |_| {}).unwrap();
+    let after = volume.unsaved.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(before, after, "files lie in bytes that were saved");
+}
