@@ -138,6 +138,69 @@ pub fn partitions_of(table: &PartitionTable) -> Result<Vec<TablePartition>, Tabl
     })
 }
 
+/// A partition and what its table says it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PartitionType {
+    /// Its number, as the kernel counts.
+    pub(crate) number: u32,
+    /// Its bytes, as the table says; they may leave the disk.
+    pub(crate) range: ByteRange,
+    /// The type, for a GPT.
+    pub(crate) guid: Option<uuid::Uuid>,
+}
+
+/// The partitions of a disk as far as its table can be read; none for a table that is not usable.
+///
+/// # Errors
+/// [`ReadError`] when the disk cannot be read.
+pub(crate) fn partition_types(
+    disk: &dyn ReadAt,
+    size: u64,
+    sector: SectorSize,
+) -> Result<Vec<PartitionType>, ReadError> {
+    let range = |first: u64, last: u64| {
+        ByteRange::between(
+            first.saturating_mul(sector.bytes()),
+            last.saturating_add(1).saturating_mul(sector.bytes()),
+        )
+    };
+    if size < sector.bytes() {
+        return Ok(Vec::new());
+    }
+    match gpt::read_gpt(disk, size, sector) {
+        Err(GptError::Read(error)) => return Err(error),
+        Err(_) => return Ok(Vec::new()),
+        Ok(Some(read)) => {
+            let partitions = read.table.partitions().unwrap_or_default();
+            let types = partitions.iter().map(|one| PartitionType {
+                number: one.number,
+                range: range(one.first_lba, one.last_lba),
+                guid: Some(one.type_guid),
+            });
+            return Ok(types.collect());
+        }
+        Ok(None) => {}
+    }
+    match has_mbr(disk, size, sector) {
+        Err(LayoutError::Read(error)) => return Err(error),
+        Ok(true) => {}
+        Ok(false) | Err(_) => return Ok(Vec::new()),
+    }
+    match mbr::read_mbr(disk, size, sector) {
+        Err(MbrError::Read(error)) => Err(error),
+        Err(_) => Ok(Vec::new()),
+        Ok(table) => {
+            let partitions = table.partitions().unwrap_or_default();
+            let types = partitions.iter().map(|one| PartitionType {
+                number: one.number,
+                range: range(one.first_lba, one.last_lba),
+                guid: None,
+            });
+            Ok(types.collect())
+        }
+    }
+}
+
 /// A contiguous piece of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayoutRegion {

@@ -12,8 +12,10 @@ pub mod gpt;
 pub mod hardware;
 pub mod layout;
 mod little_endian;
+pub mod lvm;
 pub mod manifest;
 pub mod mbr;
+pub mod member;
 pub mod plan;
 pub mod units;
 

@@ -15,6 +15,10 @@ use crate::hardware::{FirmwareKind, Inventory, MachineIdentity};
 use crate::mbr::MbrTable;
 use crate::{ByteRange, Digest, SectorSize};
 
+mod logical;
+
+pub use logical::LogicalVolume;
+
 /// The version of the manifest format that this program writes.
 pub const FORMAT: u32 = 1;
 
@@ -35,6 +39,14 @@ pub enum ManifestError {
     Disk {
         /// The disk's number in the manifest.
         disk: u32,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A logical volume that breaks the invariant.
+    #[error("logical volume `{volume}` {reason}")]
+    LogicalVolume {
+        /// Group and name.
+        volume: String,
         /// What is wrong.
         reason: String,
     },
@@ -369,6 +381,9 @@ pub struct Manifest {
     pub system: Option<OperatingSystem>,
     /// Its disks.
     pub disks: Vec<DiskImage>,
+    /// Volumes that lie within regions of the disks; none before they were told apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logical_volumes: Vec<LogicalVolume>,
     /// What a person should know about this restore point; empty means `successful`.
     pub warnings: Vec<String>,
 }
@@ -458,19 +473,32 @@ impl Manifest {
                 end = range.end();
             }
         }
-        Ok(())
+        logical::check(&self.logical_volumes, &self.disks)
     }
 
     /// Bytes of data in all disks, before deduplication and compression.
     #[must_use]
     pub fn data_bytes(&self) -> u64 {
-        self.regions()
-            .map(|region| region.content.data_bytes)
+        self.contents()
+            .map(|(content, _)| content.data_bytes)
             .fold(0, u64::saturating_add)
     }
 
     /// All regions of all disks.
     pub fn regions(&self) -> impl Iterator<Item = &Region> {
         self.disks.iter().flat_map(|disk| &disk.regions)
+    }
+
+    /// The content of all regions and logical volumes, each with the size of what it is of.
+    pub fn contents(&self) -> impl Iterator<Item = (&ChunkListRef, u64)> {
+        let regions = self
+            .regions()
+            .map(|region| (&region.content, region.range.len()));
+        // A size that does not fit was refused by `check`.
+        let volumes = self.logical_volumes.iter().map(|volume| {
+            let sizes = volume.segments.iter().filter_map(crate::lvm::Segment::size);
+            (&volume.content, sizes.fold(0, u64::saturating_add))
+        });
+        regions.chain(volumes)
     }
 }

@@ -19,7 +19,8 @@ fn all_codes() -> Vec<ReasonCode> {
         | ReasonCode::FirmwareType
         | ReasonCode::Architecture
         | ReasonCode::ReadOnly
-        | ReasonCode::TableUnsupported => code,
+        | ReasonCode::TableUnsupported
+        | ReasonCode::MemberDisk => code,
     };
     [
         ReasonCode::NoDisk,
@@ -31,6 +32,7 @@ fn all_codes() -> Vec<ReasonCode> {
         ReasonCode::Architecture,
         ReasonCode::ReadOnly,
         ReasonCode::TableUnsupported,
+        ReasonCode::MemberDisk,
     ]
     .map(listed)
     .to_vec()

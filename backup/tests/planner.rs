@@ -68,6 +68,7 @@ fn manifest(disks: Vec<DiskImage>) -> Manifest {
         },
         system: None,
         disks,
+        logical_volumes: Vec::new(),
         warnings: Vec::new(),
     };
     manifest.check().unwrap();

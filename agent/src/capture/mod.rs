@@ -5,7 +5,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backup::manifest::{FORMAT, Manifest, RestorePointId, RestorePointKind};
+use backup::manifest::{Coverage, FORMAT, Manifest, RestorePointId, RestorePointKind};
 use backup::units::HumanBytes;
 use protocol::progress::Stage;
 
@@ -17,10 +17,12 @@ use source::Source;
 
 mod known;
 mod list;
+mod members;
 mod read;
 mod send;
 mod source;
 mod system;
+mod volumes;
 
 /// Saves the machine's disks as `restore_point`. Returns sentences for people.
 ///
@@ -43,6 +45,10 @@ fn run(
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
     let mut warnings = Vec::new();
+    members::check(
+        engine,
+        engine.inventory.disks.iter().filter(|disk| !disk.removable),
+    )?;
     let (mut sources, mut kept) = (Vec::new(), 0);
     for disk in engine.inventory.disks.iter().filter(|disk| !disk.removable) {
         let number = u32::try_from(sources.len())
@@ -55,12 +61,16 @@ fn run(
             "the machine has no fixed disk that could be captured".to_owned(),
         ));
     }
+    let volumes = volumes::plan(&mut sources);
+    let disks = sources.len();
+    volumes::add_sources(&mut sources, &volumes);
     let system = sources
         .iter()
         .find_map(|source| system::find(&source.device, &source.image.regions));
     let total = sources.iter().map(Source::read_bytes).sum();
     engine.tracker.stage(Stage::Reading, total);
     let sent = send(engine, &mut sources)?;
+    let logical_volumes = volumes::described(&volumes, &sources.split_off(disks))?;
 
     engine.check_cancelled()?;
     engine.tracker.stage(Stage::Publishing, 0);
@@ -80,6 +90,7 @@ fn run(
         ),
         system,
         disks: sources.iter().map(|source| source.image.clone()).collect(),
+        logical_volumes,
         warnings,
     };
     manifest.check().map_err(|source| Fault::Manifest {
@@ -118,6 +129,16 @@ fn summary(
                     .map(|region| region.content.data_bytes)
                     .sum()
             )
+        ));
+    }
+    for volume in &manifest.logical_volumes {
+        sentences.push(format!(
+            "Logical volume {}: {}.",
+            volume.full_name(),
+            match &volume.coverage {
+                Coverage::LeftOut { reason } => reason.clone(),
+                _ => format!("{} of data", HumanBytes(volume.content.data_bytes)),
+            }
         ));
     }
     sentences.push(format!(

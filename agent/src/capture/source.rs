@@ -10,7 +10,7 @@ use backup::Digest;
 use backup::filesystem::{Section, survey_volume};
 use backup::hardware::Disk;
 use backup::layout::{LayoutRegion, survey_disk};
-use backup::manifest::{ChunkListRef, DiskImage, Region, RegionKind};
+use backup::manifest::{ChunkListRef, DiskImage, PartitionTable, Region, RegionKind};
 use backup::plan::capture::{RegionPlan, plan_region};
 use backup::units::HumanBytes;
 
@@ -72,18 +72,7 @@ impl<'a> Source<'a> {
             engine.check_cancelled()?;
             let plan = survey(device.as_ref(), &layout);
             log::info!("  {plan}");
-            regions.push(Region {
-                kind: plan.kind.clone(),
-                range: plan.range,
-                volume: plan.volume.clone(),
-                coverage: plan.coverage.clone(),
-                content: ChunkListRef {
-                    digest: Digest::of(&[]),
-                    chunks: 0,
-                    data_bytes: 0,
-                    zero_bytes: 0,
-                },
-            });
+            regions.push(region(&plan));
             let memory = plan.memory();
             let fits = *kept + memory <= KEPT;
             *kept += if fits { memory } else { 0 };
@@ -122,13 +111,77 @@ impl<'a> Source<'a> {
         Ok(source)
     }
 
+    /// A logical volume as a disk that is one region. `number` is that of no disk, and names its list.
+    pub(super) fn of_volume(
+        disk: &'a Disk,
+        device: Arc<dyn BlockDevice>,
+        number: u32,
+        plan: RegionPlan,
+    ) -> Self {
+        let image = DiskImage {
+            number,
+            model: None,
+            serial: None,
+            wwn: None,
+            size: plan.range.len(),
+            logical_sector: device.sector(),
+            physical_sector: disk.physical_sector,
+            table: PartitionTable::None,
+            regions: vec![region(&plan)],
+        };
+        Self {
+            disk,
+            device,
+            image,
+            planned: vec![Planned::kept(plan)],
+        }
+    }
+
+    /// Reads a region by another plan; it is kept until the region is read.
+    pub(super) fn replace(&mut self, index: usize, plan: RegionPlan) {
+        let place = self.image.regions.get_mut(index);
+        if let (Some(place), Some(planned)) = (place, self.planned.get_mut(index)) {
+            *place = region(&plan);
+            *planned = Planned::kept(plan);
+        }
+    }
+
     /// Bytes that will be read of it.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.planned.iter().map(|planned| planned.read_bytes).sum()
     }
 }
 
+/// What the manifest says of a region before it is read.
+fn region(plan: &RegionPlan) -> Region {
+    Region {
+        kind: plan.kind.clone(),
+        range: plan.range,
+        volume: plan.volume.clone(),
+        coverage: plan.coverage.clone(),
+        content: ChunkListRef {
+            digest: Digest::of(&[]),
+            chunks: 0,
+            data_bytes: 0,
+            zero_bytes: 0,
+        },
+    }
+}
+
 impl Planned {
+    /// A plan that is kept whatever its size.
+    fn kept(plan: RegionPlan) -> Self {
+        Self {
+            layout: LayoutRegion {
+                kind: plan.kind.clone(),
+                range: plan.range,
+                left_out: None,
+            },
+            read_bytes: plan.read_bytes(),
+            plan: Some(plan),
+        }
+    }
+
     /// The plan for the region, made again when it was not kept; to be dropped when the region is read.
     ///
     /// # Errors

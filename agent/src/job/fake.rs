@@ -162,8 +162,8 @@ impl ChunkServer for FakeServer {
 
     fn publish(&self, manifest: &[u8]) -> Result<(), RequestError> {
         let parsed = backup::manifest::Manifest::from_json(manifest).unwrap();
-        for region in parsed.regions() {
-            assert!(lock(&self.lists).contains_key(&region.content.digest));
+        for (content, _) in parsed.contents() {
+            assert!(lock(&self.lists).contains_key(&content.digest));
         }
         lock(&self.manifests).insert(parsed.id, manifest.to_vec());
         Ok(())

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use backup::Digest;
 use backup::chunk::{Chunk, ChunkList, list_len};
-use backup::manifest::{Manifest, RestorePointId};
-use backup::plan::RestorePlan;
+use backup::manifest::{ChunkListRef, Manifest, RestorePointId};
+use backup::plan::{DiskPlan, RestorePlan};
 use backup::units::HumanBytes;
 
 use crate::job::Engine;
@@ -24,12 +24,12 @@ pub(super) fn fetch_lists(
             .disks
             .get(disk.source as usize)
             .map_or(&[][..], |image| &image.regions);
-        let planned = disk
+        let copied = disk
             .copies
             .iter()
-            .filter_map(|copy| regions.get(copy.region as usize));
-        for region in planned {
-            let content = &region.content;
+            .filter_map(|copy| regions.get(copy.region as usize))
+            .map(|region| (&region.content, region.range.len()));
+        for (content, size) in copied.chain(volumes(manifest, disk)?) {
             if lists.contains_key(&content.digest) {
                 continue;
             }
@@ -49,11 +49,9 @@ pub(super) fn fetch_lists(
                     expected: content.digest.to_string(),
                 });
             }
-            let list = ChunkList::decode(&bytes, region.range.len()).map_err(|source| {
-                Fault::ChunkList {
-                    digest: content.digest,
-                    source,
-                }
+            let list = ChunkList::decode(&bytes, size).map_err(|source| Fault::ChunkList {
+                digest: content.digest,
+                source,
             })?;
             let lens = (list.data_bytes(), list.zero_bytes());
             if lens != (content.data_bytes, content.zero_bytes) {
@@ -78,4 +76,23 @@ pub(super) fn fetch_lists(
         HumanBytes((chunks * size_of::<Chunk>()) as u64)
     );
     Ok(lists)
+}
+
+/// The content of the logical volumes that have areas on a disk, with their sizes.
+fn volumes<'m>(
+    manifest: &'m Manifest,
+    disk: &DiskPlan,
+) -> Result<Vec<(&'m ChunkListRef, u64)>, Fault> {
+    let mut numbers: Vec<_> = disk.areas.iter().map(|area| area.volume).collect();
+    numbers.dedup();
+    numbers
+        .into_iter()
+        .filter_map(|number| manifest.logical_volumes.get(number as usize))
+        .map(|volume| {
+            let mapping = volume
+                .mapping()
+                .map_err(|error| Fault::Internal(error.to_string()))?;
+            Ok((&volume.content, mapping.size()))
+        })
+        .collect()
 }

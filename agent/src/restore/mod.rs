@@ -33,6 +33,7 @@ mod fetch;
 mod held;
 mod lists;
 mod marker;
+mod volumes;
 mod work;
 mod write;
 
@@ -42,6 +43,8 @@ mod crash_tests;
 mod loop_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod volume_tests;
 
 pub(crate) use compare::is_zero;
 

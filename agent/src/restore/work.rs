@@ -11,6 +11,7 @@ use backup::manifest::Manifest;
 use backup::plan::{DiskPlan, RestorePlan};
 use backup::{ByteRange, Digest};
 
+use super::volumes;
 use crate::job::error::Fault;
 
 /// The most chunks that one request asks for.
@@ -55,10 +56,7 @@ pub(crate) fn pieces(
     for (disk, disk_plan) in plan.disks.iter().enumerate() {
         let image = manifest.disks.get(disk_plan.source as usize);
         let image = image.ok_or_else(|| misfit("no such source disk"))?;
-        let mut copies: Vec<_> = disk_plan.copies.iter().collect();
-        copies.sort_by_key(|copy| copy.destination.start());
-        let mut end = 0;
-        for copy in copies {
+        for copy in &disk_plan.copies {
             let region = image.regions.get(copy.region as usize);
             let region = region.ok_or_else(|| misfit("no such region"))?;
             let list = lists.get(&region.content.digest);
@@ -69,12 +67,8 @@ pub(crate) fn pieces(
                     .start()
                     .checked_add(chunk.range.start())
                     .and_then(|start| ByteRange::new(start, chunk.range.len()).ok())
-                    .filter(|range| copy.destination.contains(*range) && range.start() >= end)
+                    .filter(|range| copy.destination.contains(*range))
                     .ok_or_else(|| misfit("a chunk leaves its destination"))?;
-                if range.end() > disk_plan.target.size {
-                    return Err(misfit("a chunk leaves the disk"));
-                }
-                end = range.end();
                 pieces.push(Piece {
                     disk,
                     range,
@@ -82,6 +76,19 @@ pub(crate) fn pieces(
                 });
             }
         }
+    }
+    volumes::add_pieces(&mut pieces, plan, manifest, lists)?;
+    pieces.sort_unstable_by_key(|piece| (piece.disk, piece.range.start()));
+    for piece in &pieces {
+        if piece.range.end() > plan.disks[piece.disk].target.size {
+            return Err(misfit("a chunk leaves the disk"));
+        }
+    }
+    let overlap = pieces
+        .windows(2)
+        .any(|pair| pair[0].disk == pair[1].disk && pair[0].range.end() > pair[1].range.start());
+    if overlap {
+        return Err(misfit("two chunks have the same place"));
     }
     Ok(pieces)
 }
@@ -119,6 +126,7 @@ pub(crate) fn last_ranges(
         .copies
         .iter()
         .flat_map(|copy| copy.last.iter().copied())
+        .chain(plan.areas.iter().flat_map(|area| area.last.iter().copied()))
         .chain(marker)
         .chain(first)
         .filter(|range| !range.is_empty())

@@ -12,6 +12,7 @@ mod btrfs;
 mod crc;
 pub mod detect;
 mod dos_time;
+mod encryption;
 mod exfat;
 mod ext;
 pub mod extents;
@@ -177,6 +178,9 @@ fn usage(volume: &dyn ReadAt, size: u64, found: &[Volume], raid: bool) -> Result
             ranges: vec![ByteRange::between(0, 4096)],
             extents: Vec::new(),
         }),
+        FileSystemKind::Luks | FileSystemKind::Bitlocker => {
+            untrusted(encryption::reason(volume, size, kind)?)
+        }
         kind => untrusted(format!("{kind} is saved whole")),
     }
 }

@@ -11,8 +11,10 @@ use crate::manifest::{Blob, FileSystemKind, RestorePointId};
 
 mod assign;
 pub mod capture;
+pub mod members;
 mod picture;
 pub mod restore;
+pub mod volumes;
 
 /// What a person or a policy decided about a restore.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -33,7 +35,7 @@ pub struct DiskChoice {
     pub target: String,
 }
 
-/// Why a restore is not possible as asked.
+/// Why a restore or a capture is not possible as asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReasonCode {
@@ -55,6 +57,8 @@ pub enum ReasonCode {
     ReadOnly,
     /// The backup's own table is damaged or of a kind that can not be rebuilt.
     TableUnsupported,
+    /// A disk to be captured is a member of a RAID, a pool or a set of dynamic disks.
+    MemberDisk,
 }
 
 /// A reason code with the facts in words.
@@ -90,6 +94,9 @@ pub struct DiskPlan {
     pub invalidate: Vec<ByteRange>,
     /// Where the regions go.
     pub copies: Vec<RegionCopy>,
+    /// Where the parts of logical volumes that lie on this disk go.
+    #[serde(default)]
+    pub areas: Vec<AreaCopy>,
     /// The partitions as they will be, for those that grow a file system before the commit.
     pub partitions: Vec<PlannedPartition>,
     /// File systems that are made larger after their data is verified.
@@ -107,6 +114,21 @@ pub struct RegionCopy {
     pub destination: ByteRange,
     /// Parts of the destination that are written last, after the rest is flushed: file system
     /// superblocks and boot sectors (and what lies inside the first MiB). Relative to the disk.
+    pub last: Vec<ByteRange>,
+}
+
+/// The way of one area of a logical volume to the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AreaCopy {
+    /// Index in the manifest's `logical_volumes`.
+    pub volume: u32,
+    /// Index in its `segments`.
+    pub segment: u32,
+    /// Index in the segment's `areas`.
+    pub area: u32,
+    /// Where it goes on the target; as long as the area.
+    pub destination: ByteRange,
+    /// Parts of the destination that are written last, as of a [`RegionCopy`].
     pub last: Vec<ByteRange>,
 }
 

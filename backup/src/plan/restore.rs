@@ -22,16 +22,18 @@ use crate::filesystem::heads;
 use crate::hardware::Inventory;
 use crate::layout::{self, TablePartition};
 use crate::manifest::{
-    Coverage, DiskImage, FileSystemKind, Manifest, PartitionTable, Region, RegionKind,
+    Coverage, DiskImage, FileSystemKind, LogicalVolume, Manifest, PartitionTable, Region,
+    RegionKind,
 };
 use crate::plan::assign::assign;
+use crate::plan::volumes;
 use crate::plan::{
     Choices, DiskPlan, Grow, PlannedPartition, ReasonCode, Refusal, RegionCopy, RestorePlan,
     TableWrite,
 };
 use crate::units::HumanBytes;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// Plans a restore.
 ///
@@ -56,7 +58,9 @@ pub fn plan_restore(
         Err(more) => refusals.extend(more),
         Ok(targets) => {
             for (image, target) in manifest.disks.iter().zip(targets) {
-                match DiskPlanner::new(image, target, &mut notes).plan() {
+                let mut planner = DiskPlanner::new(image, target, &mut notes);
+                planner.volumes = &manifest.logical_volumes;
+                match planner.plan() {
                     Ok(plan) => disks.push(plan),
                     Err(refusal) => refusals.push(refusal),
                 }
@@ -106,6 +110,8 @@ struct DiskPlanner<'a> {
     image: &'a DiskImage,
     target: &'a crate::hardware::Disk,
     notes: &'a mut Vec<String>,
+    /// The logical volumes of all disks.
+    volumes: &'a [LogicalVolume],
     /// The target's size in whole sectors, in bytes.
     size: u64,
 }
@@ -121,6 +127,7 @@ impl<'a> DiskPlanner<'a> {
             image,
             target,
             notes,
+            volumes: &[],
             size: target.size - target.size % sector,
         }
     }
@@ -140,12 +147,15 @@ impl<'a> DiskPlanner<'a> {
         let commit = self.commit(grown_lba)?;
         let grown_range = grown.as_ref().map(|(grow, range)| (grow.partition, *range));
         let copies = self.copies(&partitions, grown_range, &commit);
+        let areas = volumes::areas(self.image, self.volumes, &copies)
+            .map_err(|reason| self.contradiction(&reason))?;
         let planned = self.planned(&partitions, grown_range);
         let plan = DiskPlan {
             source: self.image.number,
             target: self.target.clone(),
             invalidate: self.invalidate(&commit),
             copies,
+            areas,
             partitions: planned,
             grow: grown.into_iter().map(|(grow, _)| grow).collect(),
             commit,
@@ -484,6 +494,11 @@ fn last_parts(region: &Region) -> Vec<ByteRange> {
     if !front.is_empty() {
         parts.push(front);
     }
+    in_order(parts)
+}
+
+/// In order; those that touch or overlap become one.
+pub(super) fn in_order(mut parts: Vec<ByteRange>) -> Vec<ByteRange> {
     parts.sort();
     parts.into_iter().fold(Vec::new(), |mut joined, part| {
         match joined.last_mut() {
@@ -521,6 +536,11 @@ fn check(plan: &DiskPlan, size: u64) -> Result<(), String> {
                 "{one_name} at {one} overlaps {other_name} at {other}"
             ));
         }
+    }
+    let mut areas: Vec<ByteRange> = plan.areas.iter().map(|area| area.destination).collect();
+    areas.sort_unstable();
+    if let Some(pair) = areas.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
+        return Err(format!("areas of logical volumes at {} overlap", pair[1]));
     }
     for partition in &plan.partitions {
         if partition.range.end() > size {

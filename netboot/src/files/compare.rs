@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use backup::Digest;
 use backup::filesystem::tree::{Node, NodeKind};
 use backup::layout;
-use backup::manifest::{DiskImage, Manifest, Region, RestorePointId};
+use backup::manifest::{ChunkListRef, DiskImage, Manifest, Region, RestorePointId};
 use backup::units::HumanBytes;
 use serde::Serialize;
 
@@ -192,14 +192,14 @@ fn disk_changes(old: &DiskImage, new: &DiskImage, changes: &mut Vec<String>) {
     }
 }
 
-/// Gives every entry of a region's list to `visit`.
+/// Gives every entry of a list to `visit`.
 fn each(
     store: &Store,
     id: &RestorePointId,
-    region: &Region,
+    content: &ChunkListRef,
     visit: &mut dyn FnMut(&Place),
 ) -> Result<(), FilesError> {
-    let list = ListFile::open(store, id, &region.content.digest)?;
+    let list = ListFile::open(store, id, &content.digest)?;
     let (mut bytes, mut places) = (vec![0; PIECE], Vec::new());
     let mut at = 0;
     while at < list.len() {
@@ -218,16 +218,16 @@ fn count_chunks(
 ) -> Result<(), FilesError> {
     // How long each is, and whether the second has it.
     let mut chunks: HashMap<Digest, (u64, bool)> = HashMap::new();
-    for region in first.regions() {
-        each(store, a, region, &mut |place| {
+    for (content, _) in first.contents() {
+        each(store, a, content, &mut |place| {
             if let Some(digest) = place.digest {
                 chunks.insert(digest, (place.end - place.start, false));
             }
         })?;
     }
     let mut new: HashMap<Digest, u64> = HashMap::new();
-    for region in second.regions() {
-        each(store, b, region, &mut |place| {
+    for (content, _) in second.contents() {
+        each(store, b, content, &mut |place| {
             let Some(digest) = place.digest else {
                 return;
             };
@@ -263,7 +263,7 @@ fn different(
     let (mut bytes, mut places) = (vec![0; PIECE], Vec::new());
     let (mut next, mut at) = (0, 0);
     let (mut sum, mut trouble) = (0, None);
-    each(store, b, new, &mut |place| {
+    each(store, b, &new.content, &mut |place| {
         // Both lists are in order: go forward in the first as far as this entry.
         loop {
             if next == places.len() {

@@ -9,21 +9,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use backup::chunk::{Chunk, ChunkList, Content, cut};
+use backup::chunk::{Chunk, ChunkList, Content, Cutting};
 use backup::filesystem::survey_volume;
 use backup::filesystem::tree::{Entry, FileTree, Node, NodeId, NodeKind, Timestamp, TreeError};
 use backup::filesystem::{ReadAt, ReadError};
 use backup::hardware::{FirmwareKind, MachineIdentity};
 use backup::manifest::{
     ChunkListRef, Coverage, DiskImage, Firmware, Manifest, PartitionTable, Region, RegionKind,
-    RestorePointId,
+    RestorePointId, RestorePointKind,
 };
 use backup::{ByteRange, Digest, SectorSize};
 
 use super::volumes::OpenVolume;
 use super::*;
-use crate::store::CaptureFacts;
 use crate::store::record::record_of;
+use crate::store::{CaptureFacts, ListName};
 
 const MIB: usize = 1 << 20;
 
@@ -145,7 +145,9 @@ impl Scene {
         let survey = survey_volume(image, size);
         let ranges = survey.used.unwrap();
         let mut upload = Vec::new();
-        let chunks: Vec<Chunk> = cut(&ranges)
+        let chunks: Vec<Chunk> = Cutting::Grid
+            .pieces(&ranges)
+            .unwrap()
             .map(|range| {
                 let plain = &image.0[range.start() as usize..range.end() as usize];
                 let content = if plain.iter().all(|byte| *byte == 0) {
@@ -157,12 +159,16 @@ impl Scene {
                 Chunk { range, content }
             })
             .collect();
-        self.store.chunks.insert(&upload).unwrap();
+        self.store.chunks.insert(&id, &upload).unwrap();
         let list = ChunkList::new(chunks, size).unwrap();
         let bytes = list.encode();
         let digest = Digest::of(&bytes);
         let points = &self.store.restore_points;
-        points.stage_list(&id, &digest, &bytes).unwrap();
+        let name = ListName::parse("0-0").unwrap();
+        points.stage_part(&id, name, 0, &bytes).unwrap();
+        points
+            .finish_list(&id, name, bytes.len() as u64, &digest)
+            .unwrap();
         let region = Region {
             kind: RegionKind::WholeDisk,
             range: ByteRange::between(0, size),
@@ -177,6 +183,9 @@ impl Scene {
         };
         let manifest = Manifest {
             format: 1,
+            kind: RestorePointKind::Backup,
+            hardware: None,
+            logical_volumes: Vec::new(),
             id: id.clone(),
             captured_at: 1,
             agent_version: "0".into(),

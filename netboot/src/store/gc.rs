@@ -219,8 +219,8 @@ impl Store {
             )
         })?;
         let directory = points.published_root.join(id.as_str());
-        for region in manifest.regions() {
-            let place = (&region.content.digest, region.range.len());
+        for (content, size) in manifest.contents() {
+            let place = (&content.digest, size);
             lists::read(points.storage.as_ref(), &directory, place, |chunk| {
                 if let Content::Data(digest) = &chunk.content {
                     each(digest);

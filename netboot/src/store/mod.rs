@@ -34,7 +34,6 @@ mod bits;
 mod chunk_store;
 mod claims;
 mod damage;
-mod difference;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod gc;

@@ -18,6 +18,41 @@ use super::lists::{self, ListError};
 use super::restore_points::{INFO, MANIFEST, RestorePoints};
 use super::storage::{self, Storage};
 
+/// What a chunk list is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ContentPlace {
+    /// A region of a disk, by their numbers from 0.
+    Region {
+        /// The disk's.
+        disk: u32,
+        /// The region's.
+        region: usize,
+    },
+    /// A logical volume, by group and name.
+    LogicalVolume(String),
+}
+
+impl std::fmt::Display for ContentPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Region { disk, region } => write!(f, "disk {disk}, region {region}"),
+            Self::LogicalVolume(name) => write!(f, "logical volume {name}"),
+        }
+    }
+}
+
+/// The place of each content of a manifest, in the order of [`Manifest::contents`].
+fn places(manifest: &Manifest) -> impl Iterator<Item = ContentPlace> + '_ {
+    let regions = manifest.disks.iter().flat_map(|disk| {
+        (0..disk.regions.len()).map(|region| ContentPlace::Region {
+            disk: disk.number,
+            region,
+        })
+    });
+    let volumes = manifest.logical_volumes.iter();
+    regions.chain(volumes.map(|volume| ContentPlace::LogicalVolume(volume.full_name())))
+}
+
 /// A restore point that is not published, and why.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PublishError {
@@ -39,22 +74,18 @@ pub(crate) enum PublishError {
         id: RestorePointId,
     },
     /// A list that a region names was not sent.
-    #[error("disk {disk}, region {region}: its chunk list {digest} was not uploaded")]
+    #[error("{place}: its chunk list {digest} was not uploaded")]
     ListMissing {
-        /// The disk's number.
-        disk: u32,
-        /// The region's number from 0.
-        region: usize,
+        /// What it is of.
+        place: ContentPlace,
         /// The list.
         digest: Digest,
     },
     /// A list that is none, or does not fit its region.
-    #[error("disk {disk}, region {region}: its chunk list {digest} cannot be used")]
+    #[error("{place}: its chunk list {digest} cannot be used")]
     List {
-        /// The disk's number.
-        disk: u32,
-        /// The region's number from 0.
-        region: usize,
+        /// What it is of.
+        place: ContentPlace,
         /// The list.
         digest: Digest,
         /// What is wrong with it.
@@ -62,14 +93,10 @@ pub(crate) enum PublishError {
         source: ChunkError,
     },
     /// A list that does not count what the manifest says.
-    #[error(
-        "disk {disk}, region {region}: its chunk list has {found} {what}, the manifest says {expected}"
-    )]
+    #[error("{place}: its chunk list has {found} {what}, the manifest says {expected}")]
     Count {
-        /// The disk's number.
-        disk: u32,
-        /// The region's number from 0.
-        region: usize,
+        /// What it is of.
+        place: ContentPlace,
         /// What was counted.
         what: &'static str,
         /// By the manifest.
@@ -78,24 +105,18 @@ pub(crate) enum PublishError {
         found: u64,
     },
     /// A chunk that is not in the store.
-    #[error("disk {disk}, region {region}: chunk {digest} is not in the store")]
+    #[error("{place}: chunk {digest} is not in the store")]
     ChunkMissing {
-        /// The disk's number.
-        disk: u32,
-        /// The region's number from 0.
-        region: usize,
+        /// What it is of.
+        place: ContentPlace,
         /// The chunk.
         digest: Digest,
     },
     /// A chunk that has another length than its place.
-    #[error(
-        "disk {disk}, region {region}: chunk {digest} has {found} bytes, its place at byte {offset} has {expected}"
-    )]
+    #[error("{place}: chunk {digest} has {found} bytes, its place at byte {offset} has {expected}")]
     ChunkLength {
-        /// The disk's number.
-        disk: u32,
-        /// The region's number from 0.
-        region: usize,
+        /// What it is of.
+        place: ContentPlace,
         /// The chunk.
         digest: Digest,
         /// Where it is in the region.
@@ -212,31 +233,26 @@ pub(super) fn check_lists(
     find: Find<'_>,
 ) -> Result<HashSet<Digest>, PublishError> {
     let mut lists = HashSet::new();
-    for disk in &manifest.disks {
-        for (region, description) in disk.regions.iter().enumerate() {
-            let (disk, wanted) = (disk.number, &description.content);
-            let digest = wanted.digest;
-            let place = (&digest, description.range.len());
-            let each = |chunk| check_chunk(&chunk, find).map_err(InList::Chunk);
-            let read: Result<_, InList> = lists::read(storage, directory, place, each);
-            let counts = read.map_err(|error| error.at(disk, region, digest))?;
-            for (what, expected, found) in [
-                ("chunks", wanted.chunks, counts.chunks),
-                ("bytes of data", wanted.data_bytes, counts.data_bytes),
-                ("bytes of zeros", wanted.zero_bytes, counts.zero_bytes),
-            ] {
-                if expected != found {
-                    return Err(PublishError::Count {
-                        disk,
-                        region,
-                        what,
-                        expected,
-                        found,
-                    });
-                }
+    for (place, (wanted, size)) in places(manifest).zip(manifest.contents()) {
+        let digest = wanted.digest;
+        let each = |chunk| check_chunk(&chunk, find).map_err(InList::Chunk);
+        let read: Result<_, InList> = lists::read(storage, directory, (&digest, size), each);
+        let counts = read.map_err(|error| error.at(place.clone(), digest))?;
+        for (what, expected, found) in [
+            ("chunks", wanted.chunks, counts.chunks),
+            ("bytes of data", wanted.data_bytes, counts.data_bytes),
+            ("bytes of zeros", wanted.zero_bytes, counts.zero_bytes),
+        ] {
+            if expected != found {
+                return Err(PublishError::Count {
+                    place,
+                    what,
+                    expected,
+                    found,
+                });
             }
-            lists.insert(digest);
         }
+        lists.insert(digest);
     }
     Ok(lists)
 }
@@ -262,19 +278,17 @@ impl From<ListError> for InList {
 }
 
 impl InList {
-    fn at(self, disk: u32, region: usize, list: Digest) -> PublishError {
+    fn at(self, place: ContentPlace, list: Digest) -> PublishError {
         match self {
             // The digest was compared when the list was finished; the disk has had it since.
             Self::List(ListError::NotThere | ListError::OtherDigest { .. }) => {
                 PublishError::ListMissing {
-                    disk,
-                    region,
+                    place,
                     digest: list,
                 }
             }
             Self::List(ListError::Format(source)) => PublishError::List {
-                disk,
-                region,
+                place,
                 digest: list,
                 source,
             },
@@ -285,18 +299,13 @@ impl InList {
                 expected,
                 found: Some(found),
             }) => PublishError::ChunkLength {
-                disk,
-                region,
+                place,
                 digest,
                 offset,
                 expected,
                 found,
             },
-            Self::Chunk(BadChunk { digest, .. }) => PublishError::ChunkMissing {
-                disk,
-                region,
-                digest,
-            },
+            Self::Chunk(BadChunk { digest, .. }) => PublishError::ChunkMissing { place, digest },
         }
     }
 }

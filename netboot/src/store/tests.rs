@@ -194,6 +194,7 @@ pub(super) fn manifest_of(id: &RestorePointId, chunks: &[Vec<u8>]) -> (Manifest,
         },
         system: None,
         disks: vec![disk],
+        logical_volumes: Vec::new(),
         warnings: Vec::new(),
     };
     (manifest, encoded)

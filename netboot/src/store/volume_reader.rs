@@ -19,8 +19,8 @@ use backup::filesystem::{ReadAt, ReadError};
 use backup::manifest::{Region, RestorePointId};
 
 use super::chunk_store::ChunkStore;
-use super::record::{Checker, record_at};
 use super::lists;
+use super::record::{Checker, record_at};
 use super::{Store, StoreError};
 
 /// Bytes before the entries of a list, and of each entry (`docs/formats/chunks.md`).

@@ -256,6 +256,7 @@ impl Capture {
                 host_name: Some(host_name.into()),
             }),
             disks: vec![disk],
+            logical_volumes: Vec::new(),
             warnings: Vec::new(),
         };
         Self {
