@@ -162,6 +162,8 @@ mod tests {
     fn the_command_line_is_consistent_and_its_help_within_80_columns() {
         Cli::command().debug_assert();
         let mut command = Cli::command();
+        // Without it the width is not handed down.
+        command.build();
         let help_of = |command: &mut clap::Command, name: &str| {
             let found = command.find_subcommand_mut(name).expect("a command");
             found.render_help().to_string()

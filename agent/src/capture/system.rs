@@ -102,6 +102,8 @@ impl Ext4Read for Volume {
 
 #[cfg(test)]
 mod tests {
+    use backup::filesystem::tree::{Entry, Node, NodeKind};
+
     use super::*;
 
     #[test]
@@ -111,6 +113,107 @@ mod tests {
         assert_eq!(found.name, "Debian GNU/Linux");
         assert_eq!(found.version.as_deref(), Some("12"));
         assert_eq!(found.host_name.as_deref(), Some("lab-17"));
+    }
+
+    /// A tree of paths: `None` is a folder, a content that begins with `->` a link.
+    struct Made {
+        nodes: Vec<(&'static str, Option<&'static str>)>,
+        ignores_case: bool,
+    }
+
+    impl FileTree for Made {
+        fn root(&self) -> NodeId {
+            NodeId { tree: 0, number: 0 }
+        }
+
+        fn node(&self, id: NodeId) -> Result<Node, TreeError> {
+            let content = self.nodes[id.number as usize].1;
+            Ok(Node {
+                kind: match content {
+                    None => NodeKind::Directory,
+                    Some(text) if text.starts_with("->") => NodeKind::SymbolicLink,
+                    Some(_) => NodeKind::File,
+                },
+                size: content.map_or(0, |text| text.len() as u64),
+                mode: None,
+                uid: None,
+                gid: None,
+                modified: None,
+                links: 1,
+                sealed: None,
+            })
+        }
+
+        fn entries(
+            &self,
+            directory: NodeId,
+            visit: &mut dyn FnMut(Entry) -> Result<(), TreeError>,
+        ) -> Result<(), TreeError> {
+            let above = self.nodes[directory.number as usize].0;
+            for (number, (path, _)) in (0..).zip(&self.nodes) {
+                let rest = path
+                    .strip_prefix(above)
+                    .and_then(|rest| rest.strip_prefix('/'));
+                if let Some(name) = rest.filter(|name| !name.contains('/')) {
+                    let node = NodeId { tree: 0, number };
+                    let name = name.as_bytes().to_vec();
+                    visit(Entry { name, node })?;
+                }
+            }
+            Ok(())
+        }
+
+        fn read(&self, file: NodeId, _: u64, buffer: &mut [u8]) -> Result<usize, TreeError> {
+            buffer.copy_from_slice(self.nodes[file.number as usize].1.unwrap().as_bytes());
+            Ok(buffer.len())
+        }
+
+        fn link_target(&self, link: NodeId) -> Result<Vec<u8>, TreeError> {
+            let text = self.nodes[link.number as usize].1.unwrap();
+            Ok(text.as_bytes()[2..].to_vec())
+        }
+
+        fn ignores_case(&self) -> bool {
+            self.ignores_case
+        }
+    }
+
+    #[test]
+    fn a_system_is_found_in_a_subvolume_and_its_links_stay_within_it() {
+        let tree = Made {
+            nodes: vec![
+                ("", None),
+                ("/@", None),
+                ("/@/etc", None),
+                ("/@/etc/os-release", Some("->/usr/lib/os-release")),
+                ("/@/usr", None),
+                ("/@/usr/lib", None),
+                ("/@/usr/lib/os-release", Some("NAME=Inner\n")),
+                ("/usr", None),
+                ("/usr/lib", None),
+                ("/usr/lib/other", Some("NAME=Outer\n")),
+            ],
+            ignores_case: false,
+        };
+        assert_eq!(system_in(&tree).unwrap().name, "Inner");
+    }
+
+    #[test]
+    fn windows_is_known_by_its_registry_in_any_case() {
+        let nodes = vec![
+            ("", None),
+            ("/WINDOWS", None),
+            ("/WINDOWS/system32", None),
+            ("/WINDOWS/system32/config", None),
+            ("/WINDOWS/system32/config/SOFTWARE", Some("regf")),
+        ];
+        let mut tree = Made {
+            nodes,
+            ignores_case: true,
+        };
+        assert_eq!(system_in(&tree).unwrap().name, "Windows");
+        tree.nodes.pop();
+        assert_eq!(system_in(&tree), None);
     }
 
     #[test]
