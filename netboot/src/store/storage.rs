@@ -153,7 +153,9 @@ impl Storage for RealStorage {
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let found = nix::sys::statvfs::statvfs(path)?;
-        Ok(u64::from(found.blocks_available()).saturating_mul(found.fragment_size()))
+        Ok(found
+            .blocks_available()
+            .saturating_mul(found.fragment_size()))
     }
 }
 
