@@ -4,52 +4,85 @@
 //! that is open read only. Invariant: this only adds a name to a restore point; whatever cannot be
 //! read is left out, and no link leads outside the file system.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use backup::ByteRange;
-use backup::manifest::{FileSystemKind, OperatingSystem, Region};
-use ext4_view::{Ext4, Ext4Read};
+use backup::filesystem::tree::{self, FileTree, NodeId, TreeError};
+use backup::filesystem::tree_path::{self, AtEnd};
+use backup::filesystem::{ReadAt, ReadError};
+use backup::manifest::{OperatingSystem, Region};
 
 use crate::device::BlockDevice;
 
 /// The largest file that is read, in bytes.
 const LIMIT: u64 = 64 << 10;
+/// Where a system begins: the top of the volume, or the subvolume of Btrfs that distributions put it in.
+const PLACES: [&str; 3] = ["", "@", "root"];
 
-/// Looks for a system in the regions that hold an ext file system.
+/// Looks for a system in the regions that hold a file system.
 pub(crate) fn find(device: &Arc<dyn BlockDevice>, regions: &[Region]) -> Option<OperatingSystem> {
     regions
         .iter()
-        .filter(|region| {
-            region.volume.as_ref().is_some_and(|volume| {
-                use FileSystemKind::{Ext2, Ext3, Ext4};
-                matches!(volume.file_system, Ext2 | Ext3 | Ext4)
-            })
-        })
+        .filter(|region| region.volume.is_some())
         .find_map(|region| read_system(device, region.range))
 }
 
 fn read_system(device: &Arc<dyn BlockDevice>, range: ByteRange) -> Option<OperatingSystem> {
-    let reader = Volume {
+    let volume = Arc::new(Volume {
         device: Arc::clone(device),
         range,
-    };
-    let volume = Ext4::load(Box::new(reader))
+    });
+    let tree = tree::open(volume, range.len())
         .map_err(|error| log::debug!("{range}: {error}"))
         .ok()?;
-    let release = ["/etc/os-release", "/usr/lib/os-release"]
-        .iter()
-        .find_map(|path| read_text(&volume, path))?;
-    let host = read_text(&volume, "/etc/hostname");
-    from_release(&release, host.as_deref())
+    system_in(tree.as_ref())
 }
 
-fn read_text(volume: &Ext4, path: &str) -> Option<String> {
-    let metadata = volume.metadata(path).ok()?;
-    if metadata.len() > LIMIT {
+fn system_in(tree: &dyn FileTree) -> Option<OperatingSystem> {
+    let tops = PLACES
+        .iter()
+        .filter_map(|place| node(tree, tree.root(), place));
+    for top in tops {
+        let release = ["etc/os-release", "usr/lib/os-release"]
+            .iter()
+            .find_map(|path| read_text(tree, top, path));
+        if let Some(release) = release {
+            let host = read_text(tree, top, "etc/hostname");
+            return from_release(&release, host.as_deref());
+        }
+    }
+    // The registry of every Windows since NT has this file.
+    let windows = node(tree, tree.root(), "Windows/System32/config/SOFTWARE");
+    windows
+        .filter(|_| tree.ignores_case())
+        .map(|_| OperatingSystem {
+            name: "Windows".to_owned(),
+            version: None,
+            host_name: None,
+        })
+}
+
+fn node(tree: &dyn FileTree, top: NodeId, path: &str) -> Option<NodeId> {
+    match tree_path::find(tree, top, path.as_bytes(), AtEnd::Follow) {
+        Ok(found) => Some(found),
+        Err(TreeError::NotFound(_)) => None,
+        Err(error) => {
+            log::debug!("{path}: {error}");
+            None
+        }
+    }
+}
+
+fn read_text(tree: &dyn FileTree, top: NodeId, path: &str) -> Option<String> {
+    let file = node(tree, top, path)?;
+    let size = tree.node(file).ok()?.size;
+    if size > LIMIT {
         return None;
     }
-    volume.read_to_string(path).ok()
+    let mut bytes = vec![0; usize::try_from(size).ok()?];
+    let len = tree.read(file, 0, &mut bytes).ok()?;
+    bytes.truncate(len);
+    String::from_utf8(bytes).ok()
 }
 
 /// What `os-release` (os-release(5)) and `hostname` say.
@@ -84,19 +117,23 @@ struct Volume {
     range: ByteRange,
 }
 
-impl Ext4Read for Volume {
-    fn read(
-        &mut self,
-        start_byte: u64,
-        dst: &mut [u8],
-    ) -> Result<(), Box<dyn Error + Send + Sync + 'static>> {
-        let inside = start_byte
-            .checked_add(dst.len() as u64)
+impl ReadAt for Volume {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        let len = buffer.len() as u64;
+        let failed = |reason| ReadError {
+            offset,
+            len,
+            reason,
+        };
+        let inside = offset
+            .checked_add(len)
             .is_some_and(|end| end <= self.range.len());
         if !inside {
-            return Err("past the end of the volume".into());
+            return Err(failed("past the end of the volume".to_owned()));
         }
-        Ok(self.device.read_at(self.range.start() + start_byte, dst)?)
+        self.device
+            .read_at(self.range.start() + offset, buffer)
+            .map_err(|error| failed(error.to_string()))
     }
 }
 

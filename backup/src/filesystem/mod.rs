@@ -20,6 +20,7 @@ pub(crate) mod fat;
 mod links;
 mod ntfs;
 pub mod tree;
+pub mod tree_path;
 mod used;
 mod xfs;
 

@@ -1,14 +1,10 @@
-//! `RESTORE-POINT:VOLUME/PATH`, and the way of a path through a tree.
+//! `RESTORE-POINT:VOLUME/PATH`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use backup::filesystem::tree::{FileTree, NodeId, NodeKind, TreeError};
-
-use super::name::shown;
-
-/// Symbolic links that are followed in one path, as the kernel does.
-const MAX_LINKS: u32 = 40;
+use backup::filesystem::tree::{FileTree, NodeId, TreeError};
+use backup::filesystem::tree_path::{self, AtEnd};
 
 /// What an argument names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,75 +49,9 @@ impl Spec {
 /// Where a path leads. Links on the way are followed, within the volume; a link at its end is not.
 ///
 /// # Errors
-/// [`TreeError::NotFound`] with the part that is not there, and what the tree says.
+/// [`TreeError`].
 pub(crate) fn find(tree: &dyn FileTree, path: &[u8]) -> Result<NodeId, TreeError> {
-    // Names yet to go, the next one last.
-    let mut ahead: Vec<Vec<u8>> = reversed(path);
-    let mut way = vec![tree.root()];
-    let mut links = 0;
-    while let Some(name) = ahead.pop() {
-        let here = way.last().copied().unwrap_or_else(|| tree.root());
-        match &name[..] {
-            b"." => continue,
-            b".." => {
-                if way.len() > 1 {
-                    way.pop();
-                }
-                continue;
-            }
-            _ => {}
-        }
-        if tree.node(here)?.kind != NodeKind::Directory {
-            return Err(TreeError::NotFound(format!(
-                "what is before `{}` is no folder",
-                shown(&name)
-            )));
-        }
-        let next = child(tree, here, &name)?
-            .ok_or_else(|| TreeError::NotFound(format!("there is no `{}`", shown(&name))))?;
-        if !ahead.is_empty() && tree.node(next)?.kind == NodeKind::SymbolicLink {
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(TreeError::NotFound(format!(
-                    "more than {MAX_LINKS} symbolic links on the way"
-                )));
-            }
-            let target = tree.link_target(next)?;
-            if target.starts_with(b"/") {
-                way.truncate(1);
-            }
-            ahead.extend(reversed(&target));
-            continue;
-        }
-        way.push(next);
-    }
-    Ok(way.last().copied().unwrap_or_else(|| tree.root()))
-}
-
-fn reversed(path: &[u8]) -> Vec<Vec<u8>> {
-    let names = path.split(|byte| *byte == b'/');
-    let mut names: Vec<_> = names
-        .filter(|name| !name.is_empty())
-        .map(<[u8]>::to_vec)
-        .collect();
-    names.reverse();
-    names
-}
-
-/// The node of a name in a folder: the very name, or else one that the file system takes for the same.
-fn child(tree: &dyn FileTree, folder: NodeId, name: &[u8]) -> Result<Option<NodeId>, TreeError> {
-    let (mut exact, mut similar) = (None, None);
-    let ignores_case = tree.ignores_case();
-    let lower = String::from_utf8_lossy(name).to_lowercase();
-    tree.entries(folder, &mut |entry| {
-        if entry.name == name {
-            exact = Some(entry.node);
-        } else if ignores_case && String::from_utf8_lossy(&entry.name).to_lowercase() == lower {
-            similar = Some(entry.node);
-        }
-        Ok(())
-    })?;
-    Ok(exact.or(similar))
+    tree_path::find(tree, tree.root(), path, AtEnd::Stay)
 }
 
 #[cfg(test)]

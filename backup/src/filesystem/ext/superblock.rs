@@ -274,11 +274,16 @@ fn numbers(bytes: &[u8; LEN], size: u64, checksums: Checksums) -> Result<Superbl
     }
     let first_data_block = u64::from(le32(bytes, 20));
     let blocks_per_group = u64::from(le32(bytes, 32));
-    let groups_sane = first_data_block == u64::from(block_size == 1024)
+    // With bigalloc a bit of a bitmap stands for a cluster of blocks; those who read bitmaps refuse it.
+    let clusters = le32(bytes, 28).checked_sub(log).filter(|clusters| {
+        *clusters == 0 || (*clusters <= 16 && le32(bytes, 100) & feature::BIGALLOC != 0)
+    });
+    let most = clusters.map_or(0, |clusters| (8 * block_size) << clusters);
+    let groups_sane = (first_data_block == u64::from(block_size == 1024)
+        || (first_data_block == 0 && clusters.is_some_and(|clusters| clusters > 0)))
         && blocks > first_data_block
-        && le32(bytes, 28) == log
         && blocks_per_group.is_multiple_of(8)
-        && (256..=8 * block_size).contains(&blocks_per_group);
+        && (256..=most).contains(&blocks_per_group);
     if !groups_sane {
         return Err(doubt(format!(
             "groups of {blocks_per_group} blocks from block {first_data_block}"

@@ -115,16 +115,19 @@ impl Reader {
         Ok(bytes)
     }
 
-    /// The block of a group's descriptor.
+    /// The block of a group's descriptor. With blocks of 1024 bytes the superblock is block 1, also when
+    /// group 0 begins with block 0.
     fn descriptor_block(&self, group: u64) -> u64 {
         let superblock = &self.superblock;
+        let superblock_at = u64::from(superblock.block_size == 1024);
         let meta_group = group / superblock.descriptors_per_block();
         match superblock.first_meta_group {
             Some(first) if meta_group >= first => {
                 let group = meta_group * superblock.descriptors_per_block();
-                superblock.group_start(group) + u64::from(superblock.has_super(group))
+                let at = superblock.group_start(group) + u64::from(superblock.has_super(group));
+                at.max(superblock_at + u64::from(group == 0))
             }
-            _ => superblock.first_data_block + 1 + meta_group,
+            _ => superblock_at + 1 + meta_group,
         }
     }
 
