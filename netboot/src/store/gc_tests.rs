@@ -1,6 +1,5 @@
 //! Garbage collection, damage, removal, sizes and comparison, on a store in memory.
 
-use std::collections::BTreeSet;
 
 use protocol::upkeep::GcRequest;
 
