@@ -89,6 +89,8 @@ fn logical(number: usize, segments: Vec<Segment>) -> LogicalVolume {
 fn manifest(logical_volumes: Vec<LogicalVolume>) -> Manifest {
     Manifest {
         format: FORMAT,
+        kind: backup::manifest::RestorePointKind::Backup,
+        hardware: None,
         id: "rp-1".to_owned().try_into().unwrap(),
         captured_at: 0,
         agent_version: "0.1.0".to_owned(),
