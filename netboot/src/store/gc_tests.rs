@@ -1,6 +1,5 @@
 //! Garbage collection, damage, removal, sizes and comparison, on a store in memory.
 
-
 use protocol::upkeep::GcRequest;
 
 use super::crash_tests::{Machine, id, noise};
