@@ -1,7 +1,7 @@
 //! LVM2: which logical volumes lie on the disks, and where their bytes are.
 //!
-//! A physical volume has a [`label`], one or more areas with the text that describes its group
-//! ([`metadata`], [`text`]), and extents. [`survey`] reads all physical volumes of a machine together:
+//! A physical volume has a `label`, one or more areas with the text that describes its group
+//! (`metadata`, `text`), and extents. [`survey`] reads all physical volumes of a machine together:
 //! linear and striped logical volumes become volumes of their own ([`MappedVolume`]), surveyed as
 //! partitions are; of the physical volume itself remain what is before its first extent, its metadata
 //! areas and the extents of logical volumes that are not mapped.

@@ -50,6 +50,9 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()
     Ok(())
 }
 
+/// One of the figures of a tool.
+type Bytes = fn(&Costs) -> u64;
+
 /// What one tool made of a set.
 #[derive(Debug, Clone, Copy)]
 struct Costs {
@@ -93,7 +96,7 @@ fn measure_set(
         Row::new(NAME, format!("{}, {what}", kind.name()), ours, unit)
     };
     let mib = |bytes: u64| bytes as f64 / MIB;
-    let figures: [(&str, fn(&Costs) -> u64); 3] = [
+    let figures: [(&str, Bytes); 3] = [
         ("first: stored", |costs| costs.first),
         ("a month later: added", |costs| costs.month_later),
         ("second machine: added", |costs| costs.second_machine),
