@@ -145,7 +145,7 @@ impl ChunkServer for HttpChunkServer<'_> {
     }
 }
 
-/// A compressor for [`encode_record`]; each thread keeps one, because making it costs as much as a
+/// A compressor for [`append_record`]; each thread keeps one, because making it costs as much as a
 /// small chunk.
 ///
 /// # Errors
