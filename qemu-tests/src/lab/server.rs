@@ -164,6 +164,11 @@ impl ServerConfig {
         }
     }
 
+    /// Where agents on this computer reach it, on loopback.
+    pub(crate) fn http_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.http)
+    }
+
     /// The same with another length of leases.
     pub(crate) fn with_lease_seconds(mut self, seconds: u32) -> Self {
         self.lease_seconds = Some(seconds);

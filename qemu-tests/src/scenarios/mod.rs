@@ -9,6 +9,7 @@ pub(crate) mod boot_path;
 mod compare;
 mod dhcp_clients;
 mod drivers;
+mod file_systems;
 mod flipped_bit;
 mod interrupted;
 mod link_selftest;
@@ -145,6 +146,12 @@ const STORIES: &[Scenario] = &[
         about: "a bare machine comes back over a network of the kernel",
         long: true,
         play: real_network::restore,
+    },
+    Scenario {
+        name: "file-systems",
+        about: "ext2, ext4, XFS, Btrfs, NTFS, exFAT, FAT32: used, captured, restored over old data, checked",
+        long: false,
+        play: file_systems::play,
     },
     Scenario {
         name: "real-network-udhcpc",
