@@ -56,16 +56,21 @@ impl FileExtents {
         self.extents.push(FileExtent { range, file_offset });
     }
 
-    /// In order; of those that overlap (shared between files, or wrong) the first one stays.
+    /// In order; of those that overlap (shared between files, or wrong) the first one stays whole, and of the
+    /// others what goes on behind it.
     pub(crate) fn finish(mut self) -> Vec<FileExtent> {
         self.extents.sort_unstable();
         let mut end = 0;
-        self.extents.retain(|extent| {
-            let apart = extent.range.start() >= end;
-            if apart {
-                end = extent.range.end();
+        self.extents.retain_mut(|extent| {
+            let range = extent.range;
+            if range.end() <= end {
+                return false;
             }
-            apart
+            let shared = end.saturating_sub(range.start());
+            extent.range = ByteRange::between(range.start() + shared, range.end());
+            extent.file_offset = extent.file_offset.saturating_add(shared);
+            end = range.end();
+            true
         });
         self.extents
     }
@@ -76,17 +81,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_that_follow_each_other_are_one_and_overlapping_ones_are_left_out() {
+    fn pieces_that_follow_each_other_are_one_and_overlapping_ones_begin_behind() {
         let mut extents = FileExtents::new();
         extents.add(ByteRange::between(100, 200), 0);
         extents.add(ByteRange::between(200, 300), 100);
         extents.add(ByteRange::between(10, 20), 0);
         extents.add(ByteRange::between(150, 400), 7);
         extents.add(ByteRange::between(500, 500), 0);
-        let expected = [(10, 20, 0), (100, 300, 0)].map(|(start, end, file_offset)| FileExtent {
-            range: ByteRange::between(start, end),
-            file_offset,
-        });
+        let expected =
+            [(10, 20, 0), (100, 300, 0), (300, 400, 157)].map(|(start, end, file_offset)| {
+                FileExtent {
+                    range: ByteRange::between(start, end),
+                    file_offset,
+                }
+            });
         assert_eq!(extents.finish(), expected);
     }
 }
