@@ -54,7 +54,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = output("mount", "umount", &[text(&self.0)]);
+        images::unmount(&self.0);
     }
 }
 

@@ -54,7 +54,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        output("mount", "umount", &[self.folder.to_str().unwrap()]);
+        images::unmount(&self.folder);
         output("mount", "losetup", &["-d", &self.device]);
     }
 }

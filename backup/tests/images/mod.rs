@@ -88,6 +88,18 @@ pub(crate) fn run(package: &str, program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Unmounts. For a moment a mount is busy without anybody's doing: a child that another test starts has all
+/// our open files until it becomes its program.
+pub(crate) fn unmount(place: &Path) -> bool {
+    (0..500).any(|_| {
+        let gone = output("mount", "umount", &[place.to_str().unwrap()]);
+        if !gone.status.success() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        gone.status.success()
+    })
+}
+
 /// An empty image of `size` bytes.
 pub(crate) fn blank(path: &Path, size: u64) {
     File::create(path).unwrap().set_len(size).unwrap();

@@ -58,7 +58,7 @@ impl Mount {
 
     pub(crate) fn unmount(mut self) {
         self.mounted = false;
-        run("mount", "umount", &[text(&self.path)]);
+        assert!(images::unmount(&self.path), "{:?} stays busy", self.path);
     }
 }
 
