@@ -192,10 +192,7 @@ fn sgdisks_own_tables_survive_too() {
     assert_eq!(numbers, [2, 7]);
     let writes = read
         .table
-        .resized_for(
-            100 * MIB,
-            &[(2, first_lba(&read.table, 2), 99 * 2048 - 1)],
-        )
+        .resized_for(100 * MIB, &[(2, first_lba(&read.table, 2), 99 * 2048 - 1)])
         .unwrap();
     write_table(&target, 100 * MIB, &writes);
     sgdisk_is_content(&target);

@@ -317,10 +317,7 @@ fn judge(
         let content = ByteRange::new(copy.destination.start(), region.range.len()).unwrap();
         ensure(copy.destination.len() >= region.range.len(), "long enough")?;
         for last in &copy.last {
-            ensure(
-                content.contains(*last),
-                "last parts inside the content",
-            )?;
+            ensure(content.contains(*last), "last parts inside the content")?;
             ensure(
                 last.start() % sector == 0 && last.len() % sector == 0,
                 "last whole sectors",
@@ -425,9 +422,13 @@ fn judge(
 /// size says.
 fn judge_shares(source: &Source, plan: &DiskPlan) -> Result<(), String> {
     let sector = source.sector.bytes() as f64;
-    let takes =
-        |part: &&Part| part.file_system == Some(FileSystemKind::Ext4) && !part.whole;
-    let all: u64 = source.parts.iter().filter(takes).map(|part| part.sectors).sum();
+    let takes = |part: &&Part| part.file_system == Some(FileSystemKind::Ext4) && !part.whole;
+    let all: u64 = source
+        .parts
+        .iter()
+        .filter(takes)
+        .map(|part| part.sectors)
+        .sum();
     let last = source.parts.last().unwrap();
     let usable = plan.target.size as f64 / sector - 16384.0 / sector - 1.0;
     let extra = (usable - (last.first + last.sectors) as f64) * sector;
@@ -440,7 +441,9 @@ fn judge_shares(source: &Source, plan: &DiskPlan) -> Result<(), String> {
         };
         // Rounded down twice: what there is, and the share of it.
         if got > due || got + 2.0 * MIB as f64 <= due {
-            return Err(format!("{part:?} got {got} of {extra} (due {due}): {plan:#?}"));
+            return Err(format!(
+                "{part:?} got {got} of {extra} (due {due}): {plan:#?}"
+            ));
         }
     }
     Ok(())
@@ -849,7 +852,11 @@ fn a_backup_of_the_other_firmware_is_restored_when_someone_insists() {
         ..Choices::default()
     };
     let plan = plan_restore(&manifest, &target, &insist).unwrap();
-    assert!(plan.notes[0].contains("starts only when"), "{:?}", plan.notes);
+    assert!(
+        plan.notes[0].contains("starts only when"),
+        "{:?}",
+        plan.notes
+    );
 }
 
 #[test]

@@ -162,7 +162,9 @@ impl Room<'_> {
     }
 
     fn grow(&self, placement: &mut Placement, number: u32, from: ByteRange, end: u64) {
-        let volume = self.region_of(number).and_then(|region| region.volume.as_ref());
+        let volume = self
+            .region_of(number)
+            .and_then(|region| region.volume.as_ref());
         let Some(volume) = volume.filter(|_| end > from.end()) else {
             return;
         };

@@ -22,15 +22,14 @@ use crate::filesystem::heads;
 use crate::hardware::Inventory;
 use crate::layout::{self, TablePartition};
 use crate::manifest::{
-    Coverage, DiskImage, LogicalVolume, Manifest, PartitionTable, Region,
-    RegionKind,
+    Coverage, DiskImage, LogicalVolume, Manifest, PartitionTable, Region, RegionKind,
 };
 use crate::plan::assign::assign;
 use crate::plan::placement::{Placement, Room};
 use crate::plan::volumes;
 use crate::plan::{
-    Choices, DiskPlan, ExtraSpace, FirmwareChoice, PlannedPartition, ReasonCode, Refusal, RegionCopy,
-    RestorePlan, TableWrite,
+    Choices, DiskPlan, ExtraSpace, FirmwareChoice, PlannedPartition, ReasonCode, Refusal,
+    RegionCopy, RestorePlan, TableWrite,
 };
 use crate::units::HumanBytes;
 
@@ -385,10 +384,8 @@ impl<'a> DiskPlanner<'a> {
             .iter()
             .map(|partition| PlannedPartition {
                 number: partition.number,
-                range: placement.range(
-                    partition.number,
-                    partition.range(self.image.logical_sector),
-                ),
+                range: placement
+                    .range(partition.number, partition.range(self.image.logical_sector)),
                 guid: partition.guid.map(|guid| guid.to_string()),
                 file_system: self
                     .region_of(partition.number)
