@@ -418,11 +418,19 @@ fn judge(
     Ok(())
 }
 
+/// What the environment has a tool for.
+fn can_grow(part: &Part) -> bool {
+    matches!(
+        part.file_system,
+        Some(FileSystemKind::Ext4 | FileSystemKind::Ntfs)
+    ) && !part.whole
+}
+
 /// Who gets how much of a larger disk, by a rule of its own: each that can grow within a MiB of what its
 /// size says.
 fn judge_shares(source: &Source, plan: &DiskPlan) -> Result<(), String> {
     let sector = source.sector.bytes() as f64;
-    let takes = |part: &&Part| part.file_system == Some(FileSystemKind::Ext4) && !part.whole;
+    let takes = |part: &&Part| can_grow(part);
     let all: u64 = source
         .parts
         .iter()
@@ -547,8 +555,6 @@ proptest! {
                     proptest::test_runner::TestCaseError::fail(reason)
                 })?;
                 let last = source.parts.last().unwrap();
-                let can_grow =
-                    |part: &Part| part.file_system == Some(FileSystemKind::Ext4) && !part.whole;
                 let shares = policy == ExtraSpace::Proportional && source.gpt;
                 let may_grow = target_size / source.sector.bytes() > source.sectors
                     && (can_grow(last) || (shares && source.parts.iter().any(can_grow)));
@@ -895,13 +901,13 @@ fn a_partition_that_is_found_by_its_sector_does_not_move() {
 #[test]
 fn a_last_partition_that_cannot_grow_keeps_its_size_and_says_so() {
     let mut source = debian();
-    source.parts[2].file_system = Some(FileSystemKind::Ntfs);
+    source.parts[2].file_system = Some(FileSystemKind::Fat32);
     let manifest = manifest(vec![source.image(0)]);
     let target = machine(vec![disk("sda", 128 * MIB, S512)]);
     let plan = plan_restore(&manifest, &target, &Choices::default()).unwrap();
     assert!(plan.disks[0].grow.is_empty());
     assert!(
-        plan.notes[0].contains("NTFS is not made larger"),
+        plan.notes[0].contains("FAT32 is not made larger"),
         "{:?}",
         plan.notes
     );

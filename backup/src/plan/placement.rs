@@ -200,7 +200,8 @@ impl Room<'_> {
             .filter(|region| region.coverage == Coverage::UsedBlocks)
             .and_then(|region| region.volume.as_ref())
             .filter(|volume| can_grow(volume.file_system) && volume.block_size > 0)?;
-        // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits.
+        // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits; so does
+        // Windows with the clusters of NTFS.
         Some(u64::from(u32::MAX) * u64::from(volume.block_size))
     }
 
@@ -238,6 +239,6 @@ impl Room<'_> {
 const fn can_grow(file_system: FileSystemKind) -> bool {
     matches!(
         file_system,
-        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4
+        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 | FileSystemKind::Ntfs
     )
 }
