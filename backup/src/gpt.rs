@@ -22,6 +22,9 @@ use header::{Header, PRIMARY_LBA, check_entries_crc, field, seal};
 
 /// The type of an EFI system partition.
 pub const ESP_TYPE: Uuid = Uuid::from_u128(0xc12a_7328_f81f_11d2_ba4b_00a0_c93e_c93b);
+/// The type of a partition that holds GRUB's second stage for BIOS machines. Its boot sector finds it by
+/// absolute sector.
+pub const BIOS_BOOT_TYPE: Uuid = Uuid::from_u128(0x2168_6148_6449_6e6f_744e_6565_6445_4649);
 
 /// The largest entry array that is read: 8192 entries of 128 bytes. Real tables have 128.
 pub const MAX_ENTRIES_LEN: u64 = 1 << 20;
@@ -377,36 +380,42 @@ impl GptTable {
     }
 
     /// The table for a disk of `disk_size` bytes, in the order in which it is to be written: backup
-    /// GPT, primary GPT, protective MBR. `grown` gives one partition a new last LBA.
+    /// GPT, primary GPT, protective MBR. `placed` gives partitions new places: number, first and last
+    /// LBA.
     ///
     /// # Errors
     /// [`GptError::Copy`] when the table's bytes are damaged; [`GptError::TooSmall`] when a
-    /// partition or the table does not fit; [`GptError::NoPartition`]; [`GptError::Entry`] when the
-    /// new last LBA is before the partition's first.
+    /// partition or the table does not fit; [`GptError::NoPartition`]; [`GptError::Entry`] when a
+    /// place ends before it begins or lies where no partition may.
     pub fn resized_for(
         &self,
         disk_size: u64,
-        grown: Option<(u32, u64)>,
+        placed: &[(u32, u64, u64)],
     ) -> Result<Vec<TableWrite>, GptError> {
         let (header, sector) = self.checked_header()?;
         let usable_end = self.usable_end(disk_size)?;
         let sectors = disk_size / sector.bytes();
         let mut entries = self.entries.0.clone();
-        if let Some((number, last_lba)) = grown {
-            let partition = self
-                .partitions()?
-                .into_iter()
+        let partitions = self.partitions()?;
+        for &(number, first_lba, last_lba) in placed {
+            let before = partitions
+                .iter()
                 .find(|partition| partition.number == number)
                 .ok_or(GptError::NoPartition { number })?;
-            if last_lba < partition.first_lba {
-                return Err(GptError::Entry {
-                    number,
-                    first_lba: partition.first_lba,
-                    last_lba,
-                    reason: "would end before it begins",
-                });
+            let refuse = |reason| GptError::Entry {
+                number,
+                first_lba,
+                last_lba,
+                reason,
+            };
+            if last_lba < first_lba {
+                return Err(refuse("would end before it begins"));
+            }
+            if first_lba != before.first_lba && first_lba < header.first_usable {
+                return Err(refuse("would begin where no partition may"));
             }
             let at = (number as usize - 1) * header.entry_len as usize;
+            put64(&mut entries, at + 32, first_lba);
             put64(&mut entries, at + 40, last_lba);
         }
         let mut primary = self.header.0.clone();

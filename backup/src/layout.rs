@@ -82,6 +82,8 @@ pub struct TablePartition {
     pub guid: Option<uuid::Uuid>,
     /// Whether it is an EFI system partition.
     pub esp: bool,
+    /// Whether something finds it by absolute sector, so that it must not move.
+    pub fixed: bool,
 }
 
 impl TablePartition {
@@ -122,6 +124,7 @@ pub fn partitions_of(table: &PartitionTable) -> Result<Vec<TablePartition>, Tabl
                 last_lba: partition.last_lba,
                 guid: Some(partition.unique_guid),
                 esp: partition.type_guid == gpt::ESP_TYPE,
+                fixed: partition.type_guid == gpt::BIOS_BOOT_TYPE,
             })
             .collect(),
         PartitionTable::Mbr(table) => table
@@ -133,6 +136,7 @@ pub fn partitions_of(table: &PartitionTable) -> Result<Vec<TablePartition>, Tabl
                 last_lba: partition.last_lba,
                 guid: None,
                 esp: partition.kind == 0xef,
+                fixed: true,
             })
             .collect(),
     })

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use backup::gpt::{GptError, read_gpt};
+use backup::gpt::{GptError, GptTable, read_gpt};
 use backup::layout::{LayoutError, MAX_SAVED_GAP, survey_disk};
 use backup::manifest::{PartitionTable, RegionKind};
 use backup::mbr::{MbrError, read_mbr};
@@ -68,6 +68,12 @@ fn sgdisk_is_content(image: &Path) {
 }
 
 /// A disk full of old data with the table's writes on it.
+fn first_lba(table: &GptTable, number: u32) -> u64 {
+    let partitions = table.partitions().unwrap();
+    let partition = partitions.iter().find(|one| one.number == number);
+    partition.unwrap().first_lba
+}
+
 fn write_table(image: &Path, size: u64, writes: &[TableWrite]) {
     let file = fs::File::create(image).unwrap();
     for at in (0..size).step_by(MIB as usize) {
@@ -107,7 +113,11 @@ fn a_gpt_survives_on_equal_larger_and_smaller_disks() {
         (200 * MIB, Some((4, 200 * 2048 - 2049))),
         (64 * MIB, Some((4, 64 * 2048 - 49))),
     ] {
-        let writes = read.table.resized_for(size, grown).unwrap();
+        let placed: Vec<_> = grown
+            .iter()
+            .map(|(number, last)| (*number, first_lba(&read.table, *number), *last))
+            .collect();
+        let writes = read.table.resized_for(size, &placed).unwrap();
         write_table(&target, size, &writes);
         sgdisk_is_content(&target);
         let after = dump(&target);
@@ -145,7 +155,7 @@ fn a_gpt_on_a_disk_of_the_same_size_is_the_same_bytes() {
         .unwrap()
         .unwrap()
         .table;
-    for write in table.resized_for(64 * MIB, None).unwrap() {
+    for write in table.resized_for(64 * MIB, &[]).unwrap() {
         let at = write.offset as usize;
         assert_eq!(
             bytes[at..at + write.bytes.0.len()],
@@ -182,7 +192,7 @@ fn sgdisks_own_tables_survive_too() {
     assert_eq!(numbers, [2, 7]);
     let writes = read
         .table
-        .resized_for(100 * MIB, Some((2, 99 * 2048 - 1)))
+        .resized_for(100 * MIB, &[(2, first_lba(&read.table, 2), 99 * 2048 - 1)])
         .unwrap();
     write_table(&target, 100 * MIB, &writes);
     sgdisk_is_content(&target);
@@ -198,17 +208,23 @@ fn a_target_that_the_partitions_do_not_fit_on_is_refused() {
         .unwrap()
         .table;
     assert_eq!(
-        table.resized_for(50 * MIB, None),
+        table.resized_for(50 * MIB, &[]),
         Err(GptError::TooSmall {
             needed: 50 * 2048 + 33,
             found: 50 * 2048
         })
     );
-    assert!(table.resized_for(50 * MIB + 33 * 512, None).is_ok());
+    assert!(table.resized_for(50 * MIB + 33 * 512, &[]).is_ok());
     assert_eq!(
-        table.resized_for(64 * MIB, Some((9, 100_000))),
+        table.resized_for(64 * MIB, &[(9, 90_000, 100_000)]),
         Err(GptError::NoPartition { number: 9 })
     );
+    for (first, last) in [(50_000, 49_999), (33, 50_100)] {
+        assert!(matches!(
+            table.resized_for(64 * MIB, &[(4, first, last)]),
+            Err(GptError::Entry { number: 4, .. })
+        ));
+    }
 }
 
 #[test]
@@ -486,7 +502,10 @@ fn a_gpt_with_sectors_of_4096_bytes_survives_on_a_larger_disk() {
     let read = read_gpt(&Memory(&bytes), size, sector).unwrap().unwrap();
     assert_eq!(read.warnings, [""; 0]);
     let last = larger / 4096 - 257;
-    let writes = read.table.resized_for(larger, Some((2, last))).unwrap();
+    let writes = read
+        .table
+        .resized_for(larger, &[(2, first_lba(&read.table, 2), last)])
+        .unwrap();
     let mut target = vec![0xa5; larger as usize];
     for write in &writes {
         let at = write.offset as usize;

@@ -16,7 +16,9 @@ use backup::manifest::{
 };
 use backup::plan::capture::{CapturePlan, plan_capture};
 use backup::plan::restore::plan_restore;
-use backup::plan::{Choices, DiskChoice, DiskPlan, ReasonCode, Refusal, RestorePlan};
+use backup::plan::{
+    Choices, DiskChoice, DiskPlan, ExtraSpace, FirmwareChoice, ReasonCode, Refusal, RestorePlan,
+};
 use backup::{ByteRange, Digest, SectorSize};
 use images::{Memory, noise};
 use proptest::prelude::{
@@ -263,12 +265,26 @@ fn sources() -> impl Strategy<Value = Source> {
         })
 }
 
+fn policies() -> impl Strategy<Value = ExtraSpace> {
+    prop_oneof![
+        2 => Just(ExtraSpace::Last),
+        2 => Just(ExtraSpace::Proportional),
+        1 => Just(ExtraSpace::None),
+    ]
+}
+
 fn place(write: &backup::plan::TableWrite) -> ByteRange {
     ByteRange::between(write.offset, write.offset + write.bytes.0.len() as u64)
 }
 
 /// Every invariant of a plan, judged from the plan, the source and the target alone.
-fn judge(source: &Source, image: &DiskImage, plan: &DiskPlan) -> Result<(), String> {
+fn judge(
+    source: &Source,
+    image: &DiskImage,
+    policy: ExtraSpace,
+    plan: &DiskPlan,
+) -> Result<(), String> {
+    let shares = policy == ExtraSpace::Proportional && source.gpt;
     let ensure = |holds: bool, what: &str| {
         if holds {
             Ok(())
@@ -293,16 +309,15 @@ fn judge(source: &Source, image: &DiskImage, plan: &DiskPlan) -> Result<(), Stri
     }
     for copy in &plan.copies {
         let region = &image.regions[copy.region as usize];
+        let moved = copy.destination.start().checked_sub(region.range.start());
         ensure(
-            copy.destination.start() == region.range.start(),
-            "at its place",
+            moved == Some(0) || (shares && moved.is_some_and(|by| by.is_multiple_of(MIB))),
+            "at its place, or whole MiB behind it",
         )?;
+        let content = ByteRange::new(copy.destination.start(), region.range.len()).unwrap();
         ensure(copy.destination.len() >= region.range.len(), "long enough")?;
         for last in &copy.last {
-            ensure(
-                region.range.contains(*last),
-                "last parts inside the content",
-            )?;
+            ensure(content.contains(*last), "last parts inside the content")?;
             ensure(
                 last.start() % sector == 0 && last.len() % sector == 0,
                 "last whole sectors",
@@ -311,7 +326,7 @@ fn judge(source: &Source, image: &DiskImage, plan: &DiskPlan) -> Result<(), Stri
         for pair in copy.last.windows(2) {
             ensure(pair[0].end() < pair[1].start(), "last parts in order")?;
         }
-        let front = ByteRange::between(region.range.start(), region.range.end().min(MIB));
+        let front = ByteRange::between(content.start(), content.end().min(MIB));
         ensure(
             front.is_empty() || copy.last.iter().any(|last| last.contains(front)),
             "the first MiB last",
@@ -363,14 +378,22 @@ fn judge(source: &Source, image: &DiskImage, plan: &DiskPlan) -> Result<(), Stri
     if partitions != table {
         return Err(format!("table {table:?}, planned {partitions:?}"));
     }
+    let mut shift = 0;
     for (part, (number, first, last)) in source.parts.iter().zip(partitions) {
         let grown = plan.grow.iter().any(|grow| grow.partition == number);
-        ensure(first == part.first, "no partition moves")?;
+        ensure(first == part.first + shift, "moves by what grew before it")?;
+        let more = (last + 1 - first).checked_sub(part.sectors);
         ensure(
-            last + 1 == part.first + part.sectors
-                || (grown && last + 1 > part.first + part.sectors),
+            more == Some(0) || (grown && more.is_some()),
             "only grown ones change",
         )?;
+        ensure(
+            !shares || (more.unwrap_or(0) * sector).is_multiple_of(MIB),
+            "shares are whole MiB",
+        )?;
+        if shares {
+            shift += more.unwrap_or(0);
+        }
     }
     for grow in &plan.grow {
         let part = &plan.partitions[grow.partition as usize - 1];
@@ -378,11 +401,58 @@ fn judge(source: &Source, image: &DiskImage, plan: &DiskPlan) -> Result<(), Stri
             part.range.len() == grow.to && grow.from < grow.to,
             "grows to its partition",
         )?;
-        ensure(
-            part.range.end().is_multiple_of(MIB),
-            "a grown partition ends on a MiB",
-        )?;
-        ensure(end - part.range.end() < 2 * MIB, "and takes what there is")?;
+        if !shares {
+            ensure(
+                part.range.end().is_multiple_of(MIB),
+                "a grown partition ends on a MiB",
+            )?;
+            ensure(end - part.range.end() < 2 * MIB, "and takes what there is")?;
+        }
+    }
+    if policy == ExtraSpace::None {
+        ensure(plan.grow.is_empty(), "nothing grows that was told not to")?;
+    }
+    if shares && plan.target.size / sector > source.sectors {
+        return judge_shares(source, plan);
+    }
+    Ok(())
+}
+
+/// What the environment has a tool for.
+fn can_grow(part: &Part) -> bool {
+    matches!(
+        part.file_system,
+        Some(FileSystemKind::Ext4 | FileSystemKind::Ntfs)
+    ) && !part.whole
+}
+
+/// Who gets how much of a larger disk, by a rule of its own: each that can grow within a MiB of what its
+/// size says.
+fn judge_shares(source: &Source, plan: &DiskPlan) -> Result<(), String> {
+    let sector = source.sector.bytes() as f64;
+    let takes = |part: &&Part| can_grow(part);
+    let all: u64 = source
+        .parts
+        .iter()
+        .filter(takes)
+        .map(|part| part.sectors)
+        .sum();
+    let last = source.parts.last().unwrap();
+    let usable = plan.target.size as f64 / sector - 16384.0 / sector - 1.0;
+    let extra = (usable - (last.first + last.sectors) as f64) * sector;
+    for (part, planned) in source.parts.iter().zip(&plan.partitions) {
+        let got = (planned.range.len() - part.sectors * source.sector.bytes()) as f64;
+        let due = if takes(&part) {
+            extra * part.sectors as f64 / all as f64
+        } else {
+            0.0
+        };
+        // Rounded down twice: what there is, and the share of it.
+        if got > due || got + 2.0 * MIB as f64 <= due {
+            return Err(format!(
+                "{part:?} got {got} of {extra} (due {due}): {plan:#?}"
+            ));
+        }
     }
     Ok(())
 }
@@ -469,23 +539,25 @@ proptest! {
 
     #[test]
     fn a_plan_is_right_or_refused_for_the_right_reason(
-        source in sources(), change in -3_000_000i64..6_000_000, exact in any::<bool>(),
+        source in sources(), change in -3_000_000i64..16_000_000, exact in prop::bool::weighted(0.3),
+        policy in policies(),
     ) {
         let change = if exact { 0 } else { change };
+        let choices = Choices { extra_space: policy, ..Choices::default() };
         let target_size = source.size().saturating_add_signed(change).max(4096);
         let image = source.image(0);
         let manifest = manifest(vec![image.clone()]);
         let target = machine(vec![disk("sda", target_size, source.sector)]);
-        match plan_restore(&manifest, &target, &Choices::default()) {
+        match plan_restore(&manifest, &target, &choices) {
             Ok(plan) => {
                 prop_assert!(fits(&source, target_size));
-                judge(&source, &image, &plan.disks[0]).map_err(|reason| {
+                judge(&source, &image, policy, &plan.disks[0]).map_err(|reason| {
                     proptest::test_runner::TestCaseError::fail(reason)
                 })?;
                 let last = source.parts.last().unwrap();
+                let shares = policy == ExtraSpace::Proportional && source.gpt;
                 let may_grow = target_size / source.sector.bytes() > source.sectors
-                    && last.file_system == Some(FileSystemKind::Ext4)
-                    && !last.whole;
+                    && (can_grow(last) || (shares && source.parts.iter().any(can_grow)));
                 prop_assert!(may_grow || plan.disks[0].grow.is_empty());
                 // Everything that was saved arrives, but for what is behind the last partition.
                 let end = (last.first + last.sectors) * source.sector.bytes();
@@ -513,7 +585,9 @@ proptest! {
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         in_entries in any::<bool>(),
         grown in 0u64..20_000_000,
+        policy in policies(),
     ) {
+        let choices = Choices { extra_space: policy, ..Choices::default() };
         let mut image = source.image(0);
         match &mut image.table {
             PartitionTable::Gpt(table) => for (at, value) in flips {
@@ -527,7 +601,7 @@ proptest! {
             PartitionTable::None => {}
         }
         let target = machine(vec![disk("sda", source.size() + grown, source.sector)]);
-        if let Ok(plan) = plan_restore(&manifest(vec![image.clone()]), &target, &Choices::default()) {
+        if let Ok(plan) = plan_restore(&manifest(vec![image.clone()]), &target, &choices) {
             let plan = &plan.disks[0];
             let mut taken: Vec<_> = plan.copies.iter().map(|copy| copy.destination).collect();
             taken.extend(plan.commit.iter().map(place));
@@ -621,6 +695,7 @@ fn plan_many(
                 target: (*target).to_owned(),
             })
             .collect(),
+        ..Choices::default()
     };
     plan_restore(&manifest, &machine(disks), &choices).map_err(|refusals| {
         assert!(refusals.iter().all(|refusal| refusal.text.len() > 30));
@@ -771,15 +846,68 @@ fn a_machine_of_another_kind_is_refused_with_every_reason_at_once() {
 }
 
 #[test]
+fn a_backup_of_the_other_firmware_is_restored_when_someone_insists() {
+    let source = debian();
+    let mut target = machine(vec![disk("sda", source.size(), source.sector)]);
+    target.firmware = FirmwareKind::Bios;
+    let manifest = manifest(vec![source.image(0)]);
+    let refused = plan_restore(&manifest, &target, &Choices::default()).unwrap_err();
+    assert_eq!(codes(&refused), [ReasonCode::FirmwareType]);
+    let insist = Choices {
+        firmware: FirmwareChoice::Insist,
+        ..Choices::default()
+    };
+    let plan = plan_restore(&manifest, &target, &insist).unwrap();
+    assert!(
+        plan.notes[0].contains("starts only when"),
+        "{:?}",
+        plan.notes
+    );
+}
+
+#[test]
+fn a_partition_that_is_found_by_its_sector_does_not_move() {
+    let mut source = debian();
+    // It would grow, and what is behind it move.
+    source.parts[0].file_system = Some(FileSystemKind::Ext4);
+    source.parts[0].whole = false;
+    let size = source.size();
+    let mut image = source.image(0);
+    let PartitionTable::Gpt(table) = &mut image.table else {
+        panic!("no GPT");
+    };
+    // The second partition becomes a BIOS boot partition.
+    let kind = backup::gpt::BIOS_BOOT_TYPE.to_bytes_le();
+    table.entries.0[128..144].copy_from_slice(&kind);
+    let crc = crc32fast::hash(&table.entries.0);
+    table.header.0[88..92].copy_from_slice(&crc.to_le_bytes());
+    table.header.0[16..20].fill(0);
+    let crc = crc32fast::hash(&table.header.0[..92]);
+    table.header.0[16..20].copy_from_slice(&crc.to_le_bytes());
+    let choices = Choices {
+        extra_space: ExtraSpace::Proportional,
+        ..Choices::default()
+    };
+    let target = machine(vec![disk("sda", size + 100 * MIB, source.sector)]);
+    let plan = plan_restore(&manifest(vec![image.clone()]), &target, &choices).unwrap();
+    for (copy, region) in plan.disks[0].copies.iter().zip(&image.regions) {
+        if region.kind == (RegionKind::Partition { number: 2 }) {
+            assert_eq!(copy.destination, region.range);
+        }
+    }
+    assert!(plan.disks[0].grow.iter().all(|grow| grow.partition != 1));
+}
+
+#[test]
 fn a_last_partition_that_cannot_grow_keeps_its_size_and_says_so() {
     let mut source = debian();
-    source.parts[2].file_system = Some(FileSystemKind::Ntfs);
+    source.parts[2].file_system = Some(FileSystemKind::Fat32);
     let manifest = manifest(vec![source.image(0)]);
     let target = machine(vec![disk("sda", 128 * MIB, S512)]);
     let plan = plan_restore(&manifest, &target, &Choices::default()).unwrap();
     assert!(plan.disks[0].grow.is_empty());
     assert!(
-        plan.notes[0].contains("NTFS is not made larger"),
+        plan.notes[0].contains("FAT32 is not made larger"),
         "{:?}",
         plan.notes
     );

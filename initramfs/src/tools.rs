@@ -20,12 +20,13 @@ use crate::tree::Tree;
 /// Package and program: what the restore runs.
 ///
 /// `resize2fs` grows the last file system of a restored disk, `e2fsck` must run before it, `tune2fs` and
-/// `dumpe2fs` tell and change a file system's identity.
+/// `dumpe2fs` tell and change a file system's identity; `ntfsresize` grows an NTFS.
 const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "e2fsck"),
     ("e2fsprogs", "resize2fs"),
     ("e2fsprogs", "tune2fs"),
     ("e2fsprogs", "dumpe2fs"),
+    ("ntfs-3g", "ntfsresize"),
 ];
 
 /// Where Debian's dynamic loader looks when it has no cache file, for the library `name`.

@@ -16,7 +16,7 @@
 use backup::Digest;
 use backup::hardware::Inventory;
 use backup::manifest::{RestorePointId, RestorePointKind};
-use backup::plan::Choices;
+use backup::plan::{Choices, Refusal, RestorePlan};
 use serde::{Deserialize, Serialize};
 
 use crate::beacon::AgentState;
@@ -33,6 +33,8 @@ pub const FETCH_CHUNKS: &str = "/api/v1/chunks/fetch";
 pub const MACHINES: &str = "/api/v1/machines";
 /// GET the list of [`JobView`]; POST a [`JobRequest`].
 pub const JOBS: &str = "/api/v1/jobs";
+/// POST a [`PlanRequest`], get the [`PlanView`]; nothing is started or touched.
+pub const PLANS: &str = "/api/v1/plans";
 /// GET the list of [`LoaderView`].
 pub const LOADERS: &str = "/api/v1/loaders";
 /// GET the list of [`RestorePointView`].
@@ -367,4 +369,36 @@ pub struct RestorePointView {
 #[must_use]
 pub fn restore_point_kind() -> String {
     "backup".to_owned()
+}
+
+/// Asks what a restore would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRequest {
+    /// The machine, by name, Ethernet address, serial number or the beginning of its id.
+    pub machine: String,
+    /// The restore point's id, its beginning, or `latest` of the machine.
+    pub restore_point: String,
+    /// What a restore would be told.
+    #[serde(default)]
+    pub choices: Choices,
+}
+
+/// What a restore would do, or why it is not possible: planned from what the machine last reported of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanView {
+    /// The machine's id.
+    pub machine: String,
+    /// Its name.
+    pub machine_name: String,
+    /// When its disks were last seen, in seconds since 1970.
+    pub last_beacon: u64,
+    /// The restore point.
+    pub restore_point: RestorePointId,
+    /// The plan, when the restore is possible.
+    pub plan: Option<RestorePlan>,
+    /// Every reason why it is not; empty when there is a plan.
+    pub refusals: Vec<Refusal>,
+    /// Both disks as ASCII, at most 80 columns; empty without a plan.
+    pub picture: String,
 }

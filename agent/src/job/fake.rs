@@ -20,7 +20,7 @@ use protocol::api::{ApiError, FinishList, MAX_UPLOAD};
 use crate::boot_repair::variables::Variables;
 use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::job::error::Fault;
-use crate::job::kernel::grow_file_system;
+use crate::job::grow::grow_file_system;
 use crate::job::platform::{Loader, Platform};
 use crate::job::server::{ChunkServer, ListName};
 use crate::job::tracker::Tracker;

@@ -8,9 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use backup::hardware::{Disk, FirmwareKind};
-use backup::manifest::FileSystemKind;
-use backup::plan::{DiskPlan, Grow, PlannedPartition, RestorePlan};
-use backup::units::HumanBytes;
+use backup::plan::{DiskPlan, PlannedPartition, RestorePlan};
 use nix::mount::{MsFlags, mount, umount};
 
 use crate::boot_repair::loader;
@@ -18,6 +16,7 @@ use crate::boot_repair::variables::{EfiVariables, Variables};
 use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::hardware::disks::block_device;
 use crate::job::error::Fault;
+use crate::job::grow::{check_tools, grew, grow_file_system};
 use crate::job::platform::{Loader, Platform};
 use crate::log::chain;
 use crate::sys;
@@ -60,9 +59,7 @@ impl Platform for Kernel {
 
     fn check_tools(&self, plan: &RestorePlan) -> Result<(), Fault> {
         for grow in plan.disks.iter().flat_map(|disk| &disk.grow) {
-            for tool in grow_tools(grow)? {
-                find_tool(tool)?;
-            }
+            check_tools(grow)?;
         }
         Ok(())
     }
@@ -110,17 +107,6 @@ impl Platform for Kernel {
             .as_ref()
             .map(|variables| variables as &dyn Variables)
     }
-}
-
-/// What was grown, for the summary.
-pub(crate) fn grew(grow: &Grow) -> String {
-    format!(
-        "Grew the {} in partition {} from {} to {}.",
-        grow.file_system,
-        grow.partition,
-        HumanBytes(grow.from),
-        HumanBytes(grow.to)
-    )
 }
 
 /// Checks that the name still belongs to the disk that the inventory saw: names are given anew when
@@ -238,18 +224,6 @@ fn wait_for(node: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-pub(crate) fn grow_tools(grow: &Grow) -> Result<[&'static str; 2], Fault> {
-    match grow.file_system {
-        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => {
-            Ok(["e2fsck", "resize2fs"])
-        }
-        other => Err(Fault::Internal(format!(
-            "the plan grows the {other} in partition {}, which this agent cannot",
-            grow.partition
-        ))),
-    }
-}
-
 pub(crate) fn find_tool(name: &str) -> Result<PathBuf, Fault> {
     TOOL_FOLDERS
         .iter()
@@ -264,49 +238,7 @@ pub(crate) fn find_tool(name: &str) -> Result<PathBuf, Fault> {
         })
 }
 
-/// Makes an ext file system as large as the device it is on, with the reference tools. Returns a
-/// sentence when it had to be corrected before.
-///
-/// # Errors
-/// A tool that fails, and a file system that needs a human: its data is not what was captured, or it
-/// was damaged before that and nobody noticed.
-pub(crate) fn grow_file_system(node: &Path, grow: &Grow) -> Result<Option<String>, Fault> {
-    let [check, resize] = grow_tools(grow)?;
-    let node = node.as_os_str();
-    let subject = format!("the {} in partition {}", grow.file_system, grow.partition);
-    // Only what is safe by itself. Exit codes of e2fsck(8): 0 clean, 1 corrected, 2 corrected and
-    // "restart the machine" (it is not mounted).
-    let (code, output) = run_tool(check, &["-f".as_ref(), "-p".as_ref(), node])?;
-    let corrected = match code {
-        Some(0) => None,
-        Some(1 | 2) => Some(format!(
-            "{subject} was clean when captured; {check} corrected: {output}"
-        )),
-        // Bit 2 of the exit code: errors are left.
-        Some(code) if code & 4 != 0 => {
-            return Err(Fault::Tool {
-                tool: check.to_owned(),
-                reason: format!(
-                    "{subject} was clean when captured and now has errors that are not safe to \
-                     correct ({output}); if another try ends the same, check it on the source \
-                     machine and capture again, or restore to a disk of the source's size, where \
-                     nothing has to grow"
-                ),
-            });
-        }
-        code => return Err(failed(check, code, &output)),
-    };
-    if let Some(corrected) = &corrected {
-        log::warn!("{corrected}");
-    }
-    let (code, output) = run_tool(resize, &[node])?;
-    if code != Some(0) {
-        return Err(failed(resize, code, &output));
-    }
-    Ok(corrected.map(|corrected| corrected.replacen("the", "The", 1)))
-}
-
-fn failed(tool: &str, code: Option<i32>, output: &str) -> Fault {
+pub(super) fn failed(tool: &str, code: Option<i32>, output: &str) -> Fault {
     let code = code.map_or_else(
         || "was killed".to_owned(),
         |code| format!("ended with {code}"),
@@ -393,58 +325,4 @@ fn with_mounted<T>(
     // Unmounting writes everything out.
     umount(root)?;
     result
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::fake::run;
-
-    /// Grows an ext4 to which `command` of debugfs was done.
-    fn grow_after(command: &str) -> Result<Option<String>, Fault> {
-        let folder = tempfile::tempdir().unwrap();
-        let (image, tree) = (folder.path().join("image"), folder.path().join("tree"));
-        std::fs::create_dir(&tree).unwrap();
-        std::fs::write(tree.join("f"), "file").unwrap();
-        let path = image.to_str().unwrap();
-        let tree = tree.to_str().unwrap();
-        run("mke2fs", &["-q", "-t", "ext4", "-d", tree, path, "8M"]);
-        run("debugfs", &["-w", "-R", command, path]);
-        let file = std::fs::File::options().write(true).open(&image).unwrap();
-        file.set_len(16 << 20).unwrap();
-        let grow = Grow {
-            partition: 3,
-            file_system: FileSystemKind::Ext4,
-            from: 8 << 20,
-            to: 16 << 20,
-        };
-        let result = grow_file_system(&image, &grow);
-        if result.is_ok() {
-            let said = run("dumpe2fs", &["-h", path]);
-            assert!(said.contains("Block count:              16384"), "{said}");
-        }
-        result
-    }
-
-    #[test]
-    fn a_clean_file_system_grows_and_nothing_is_said() {
-        assert_eq!(grow_after("stat /f").unwrap(), None);
-    }
-
-    #[test]
-    fn what_was_corrected_is_said_with_the_partition() {
-        let said = grow_after("set_inode_field /f links_count 7").unwrap();
-        let said = said.unwrap();
-        let begin = "The ext4 in partition 3 was clean when captured; e2fsck corrected: ";
-        assert!(said.starts_with(begin), "{said}");
-        assert!(said.contains("ref count is 7"), "{said}");
-    }
-
-    #[test]
-    fn an_error_that_is_not_safe_to_correct_is_a_fault() {
-        let fault = grow_after("unlink /f").unwrap_err();
-        let text = fault.to_string();
-        assert!(matches!(fault, Fault::Tool { .. }), "{text}");
-        assert!(text.contains("the ext4 in partition 3"), "{text}");
-    }
 }

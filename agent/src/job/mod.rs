@@ -19,6 +19,7 @@ use server::{ChunkServer, HttpChunkServer};
 use tracker::Tracker;
 
 pub(crate) mod error;
+pub(crate) mod grow;
 pub(crate) mod kernel;
 pub(crate) mod native;
 pub(crate) mod platform;

@@ -16,7 +16,8 @@ use crate::boot_repair::variables::Variables;
 use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::hardware::named::NamedDisk;
 use crate::job::error::Fault;
-use crate::job::kernel::{Kernel, find_tool, grew, grow_file_system, grow_tools, run_tool};
+use crate::job::grow::{check_tools, grew, grow_file_system};
+use crate::job::kernel::{Kernel, find_tool, run_tool};
 use crate::job::platform::{Loader, Platform};
 use crate::log::chain;
 use crate::running::snapshot::{Lvm, Snapshot, VolumeManager};
@@ -165,7 +166,7 @@ impl Platform for Native {
         };
         let mut sentences = Vec::new();
         for grow in &disk.grow {
-            grow_tools(grow)?;
+            check_tools(grow)?;
             let partition = disk
                 .partitions
                 .iter()

@@ -13,6 +13,7 @@ mod assign;
 pub mod capture;
 pub mod members;
 mod picture;
+mod placement;
 pub mod restore;
 pub mod volumes;
 
@@ -23,6 +24,35 @@ pub struct Choices {
     /// Which target disk each source disk goes to; a source disk that is not named is placed by
     /// the planner, if there is exactly one way.
     pub disks: Vec<DiskChoice>,
+    /// Who gets the room that a larger disk has more than the source.
+    pub extra_space: ExtraSpace,
+    /// Whether a backup of the other type of firmware is restored all the same.
+    pub firmware: FirmwareChoice,
+}
+
+/// Who gets the room that a larger disk has more than the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExtraSpace {
+    /// The last partition, if its file system can grow.
+    #[default]
+    Last,
+    /// All partitions whose file systems can grow, by their sizes; what lies behind them moves. Only
+    /// on a GPT: with a PC partition table Windows finds itself by the byte where its partition begins.
+    Proportional,
+    /// Nobody: it stays free.
+    None,
+}
+
+/// What becomes of a backup whose system starts by the other type of firmware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirmwareChoice {
+    /// It is refused.
+    #[default]
+    Same,
+    /// It is restored, and does not start here by itself.
+    Insist,
 }
 
 /// One source disk bound to one target disk.

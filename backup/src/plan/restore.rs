@@ -15,21 +15,21 @@
 //! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
 //!    `commit`: there the first sector is kept back in step 3 and written here.
 //!
-//! What is *not* here: making file systems smaller, moving partitions, other sector sizes.
+//! What is *not* here: making file systems smaller, other sector sizes; who grows ([`super::placement`]).
 
 use crate::ByteRange;
 use crate::filesystem::heads;
 use crate::hardware::Inventory;
 use crate::layout::{self, TablePartition};
 use crate::manifest::{
-    Coverage, DiskImage, FileSystemKind, LogicalVolume, Manifest, PartitionTable, Region,
-    RegionKind,
+    Coverage, DiskImage, LogicalVolume, Manifest, PartitionTable, Region, RegionKind,
 };
 use crate::plan::assign::assign;
+use crate::plan::placement::{Placement, Room};
 use crate::plan::volumes;
 use crate::plan::{
-    Choices, DiskPlan, Grow, PlannedPartition, ReasonCode, Refusal, RegionCopy, RestorePlan,
-    TableWrite,
+    Choices, DiskPlan, ExtraSpace, FirmwareChoice, PlannedPartition, ReasonCode, Refusal,
+    RegionCopy, RestorePlan, TableWrite,
 };
 use crate::units::HumanBytes;
 
@@ -44,7 +44,8 @@ pub fn plan_restore(
     target: &Inventory,
     choices: &Choices,
 ) -> Result<RestorePlan, Vec<Refusal>> {
-    let mut refusals = machine_refusals(manifest, target);
+    let mut notes = Vec::new();
+    let mut refusals = machine_refusals(manifest, target, choices, &mut notes);
     if let Err(error) = manifest.check() {
         refusals.push(refusal(
             ReasonCode::TableUnsupported,
@@ -52,7 +53,6 @@ pub fn plan_restore(
         ));
         return Err(refusals);
     }
-    let mut notes = Vec::new();
     let mut disks = Vec::new();
     match assign(&manifest.disks, &target.disks, choices) {
         Err(more) => refusals.extend(more),
@@ -60,6 +60,7 @@ pub fn plan_restore(
             for (image, target) in manifest.disks.iter().zip(targets) {
                 let mut planner = DiskPlanner::new(image, target, &mut notes);
                 planner.volumes = &manifest.logical_volumes;
+                planner.extra_space = choices.extra_space;
                 match planner.plan() {
                     Ok(plan) => disks.push(plan),
                     Err(refusal) => refusals.push(refusal),
@@ -82,14 +83,23 @@ pub(super) fn refusal(code: ReasonCode, text: String) -> Refusal {
     Refusal { code, text }
 }
 
-fn machine_refusals(manifest: &Manifest, target: &Inventory) -> Vec<Refusal> {
+fn machine_refusals(
+    manifest: &Manifest,
+    target: &Inventory,
+    choices: &Choices,
+    notes: &mut Vec<String>,
+) -> Vec<Refusal> {
     let mut refusals = Vec::new();
-    if manifest.firmware.kind != target.firmware {
+    let (backup, machine) = (manifest.firmware.kind, target.firmware);
+    if backup != machine && choices.firmware == FirmwareChoice::Insist {
+        notes.push(format!(
+            "The backup starts by {backup}, this machine was started by {machine}: what is restored starts only when its firmware set-up is changed to {backup}."
+        ));
+    } else if backup != machine {
         refusals.push(refusal(
             ReasonCode::FirmwareType,
             format!(
-                "The backup starts by {}, this machine was started by {}. Start it by {} (see its firmware set-up), then restore again.",
-                manifest.firmware.kind, target.firmware, manifest.firmware.kind
+                "The backup starts by {backup}, this machine was started by {machine}. Start it by {backup} (see its firmware set-up), then restore again; or insist, if the disk is for a machine that starts by {backup}."
             ),
         ));
     }
@@ -112,6 +122,7 @@ struct DiskPlanner<'a> {
     notes: &'a mut Vec<String>,
     /// The logical volumes of all disks.
     volumes: &'a [LogicalVolume],
+    extra_space: ExtraSpace,
     /// The target's size in whole sectors, in bytes.
     size: u64,
 }
@@ -128,6 +139,7 @@ impl<'a> DiskPlanner<'a> {
             target,
             notes,
             volumes: &[],
+            extra_space: ExtraSpace::default(),
             size: target.size - target.size % sector,
         }
     }
@@ -136,20 +148,19 @@ impl<'a> DiskPlanner<'a> {
         self.check_sector_size()?;
         let partitions = self.table_partitions()?;
         let last = partitions.iter().max_by_key(|partition| partition.last_lba);
-        let (usable_end, needed_end) = self.room(last)?;
-        let grown = match last {
-            Some(last) if usable_end > needed_end => self.growth(last, usable_end),
-            _ => None,
+        let usable_end = self.room(last)?;
+        let room = Room {
+            image: self.image,
+            target: self.target,
+            size: self.size,
+            usable_end,
         };
-        let grown_lba = grown
-            .as_ref()
-            .map(|(grow, range)| (grow.partition, range.end() / self.sector() - 1));
-        let commit = self.commit(grown_lba)?;
-        let grown_range = grown.as_ref().map(|(grow, range)| (grow.partition, *range));
-        let copies = self.copies(&partitions, grown_range, &commit);
+        let placement = room.place(&partitions, self.extra_space, self.notes);
+        let commit = self.commit(&placement)?;
+        let copies = self.copies(&partitions, &placement, &commit);
         let areas = volumes::areas(self.image, self.volumes, &copies)
             .map_err(|reason| self.contradiction(&reason))?;
-        let planned = self.planned(&partitions, grown_range);
+        let planned = self.planned(&partitions, &placement);
         let plan = DiskPlan {
             source: self.image.number,
             target: self.target.clone(),
@@ -157,7 +168,7 @@ impl<'a> DiskPlanner<'a> {
             copies,
             areas,
             partitions: planned,
-            grow: grown.into_iter().map(|(grow, _)| grow).collect(),
+            grow: placement.grow,
             commit,
         };
         check(&plan, self.size).map_err(|reason| self.contradiction(&reason))?;
@@ -238,8 +249,8 @@ impl<'a> DiskPlanner<'a> {
         }
     }
 
-    /// Where partitions may end on the target, and where the backup's last one does, in bytes.
-    fn room(&self, last: Option<&TablePartition>) -> Result<(u64, u64), Refusal> {
+    /// Where partitions may end on the target, in bytes; the backup's last one does not end behind it.
+    fn room(&self, last: Option<&TablePartition>) -> Result<u64, Refusal> {
         let saved_end = |region: &Region| match region.coverage {
             Coverage::LeftOut { .. } => 0,
             _ => region.range.end(),
@@ -261,7 +272,7 @@ impl<'a> DiskPlanner<'a> {
             PartitionTable::None => self.size,
         };
         if usable >= needed && usable > 0 {
-            return Ok((usable, needed));
+            return Ok(usable);
         }
         let reserve = self.size - usable;
         let least = if usable == 0 {
@@ -293,93 +304,31 @@ impl<'a> DiskPlanner<'a> {
             .find(|region| region.kind == RegionKind::Partition { number })
     }
 
-    /// Extra space goes to the last partition when its file system can take it. On a disk of the
-    /// same size, room that the source left free stays free.
-    fn growth(&mut self, last: &TablePartition, usable_end: u64) -> Option<(Grow, ByteRange)> {
-        if self.size <= self.image.size {
-            return None;
-        }
-        let number = last.number;
-        let from = last.range(self.image.logical_sector);
-        if let PartitionTable::Mbr(table) = &self.image.table
-            && table
-                .sectors()
-                .is_ok_and(|own| own.iter().any(|own| own.start() >= from.end()))
-        {
-            self.notes.push(format!(
-                "Partition {number} of {} keeps its size: an empty extended partition is behind it.",
-                self.target.name
-            ));
-            return None;
-        }
-        let mut end = usable_end - usable_end % MIB;
-        let volume = self
-            .region_of(number)
-            .filter(|region| region.coverage == Coverage::UsedBlocks)
-            .and_then(|region| region.volume.as_ref())
-            .filter(|volume| can_grow(volume.file_system) && volume.block_size > 0);
-        let Some(volume) = volume else {
-            let why = self.why_not_growing(number);
-            if usable_end.saturating_sub(from.end()) >= MIB {
-                self.notes.push(format!(
-                    "{} behind partition {number} of {} stay unused: {why}.",
-                    HumanBytes(usable_end - from.end()),
-                    self.target.name
-                ));
-            }
-            return None;
-        };
-        // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits.
-        let most = u64::from(u32::MAX) * u64::from(volume.block_size);
-        if end - from.start().min(end) > most {
-            end = from.start() + most - most % MIB;
-            self.notes.push(format!(
-                "Partition {number} of {} grows to {} only, the most its file system is sure to take.",
-                self.target.name,
-                HumanBytes(end - from.start())
-            ));
-        }
-        (end > from.end()).then(|| {
-            let range = ByteRange::between(from.start(), end);
-            let grow = Grow {
-                partition: number,
-                file_system: volume.file_system,
-                from: volume.size,
-                to: range.len(),
-            };
-            (grow, range)
-        })
-    }
-
-    fn why_not_growing(&self, number: u32) -> String {
-        let Some(region) = self.region_of(number) else {
-            return "nothing was saved of it".to_owned();
-        };
-        match (&region.volume, &region.coverage) {
-            (Some(volume), Coverage::Whole { reason }) if can_grow(volume.file_system) => {
-                format!("its {} was saved whole ({reason})", volume.file_system)
-            }
-            (Some(volume), _) => format!("{} is not made larger yet", volume.file_system),
-            (None, _) => "it has no file system that is known here".to_owned(),
-        }
-    }
-
-    fn commit(&self, grown: Option<(u32, u64)>) -> Result<Vec<TableWrite>, Refusal> {
+    fn commit(&self, placement: &Placement) -> Result<Vec<TableWrite>, Refusal> {
+        let sector = self.sector();
+        let placed: Vec<_> = placement
+            .changed
+            .iter()
+            .map(|(number, range)| (*number, range.start() / sector, range.end() / sector - 1))
+            .collect();
         match &self.image.table {
             PartitionTable::None => Ok(Vec::new()),
             PartitionTable::Gpt(table) => table
-                .resized_for(self.size, grown)
+                .resized_for(self.size, &placed)
                 .map_err(|error| self.contradiction(&error.to_string())),
-            PartitionTable::Mbr(table) => table
-                .resized_for(self.size, grown)
-                .map_err(|error| self.contradiction(&error.to_string())),
+            PartitionTable::Mbr(table) => {
+                let grown = placed.first().map(|(number, _, last)| (*number, *last));
+                table
+                    .resized_for(self.size, grown)
+                    .map_err(|error| self.contradiction(&error.to_string()))
+            }
         }
     }
 
     fn copies(
         &mut self,
         partitions: &[TablePartition],
-        grown: Option<(u32, ByteRange)>,
+        placement: &Placement,
         commit: &[TableWrite],
     ) -> Vec<RegionCopy> {
         let partitions_end = partitions
@@ -408,16 +357,19 @@ impl<'a> DiskPlanner<'a> {
                 }
                 continue;
             }
-            let destination = match (&region.kind, grown) {
-                (RegionKind::Partition { number }, Some((grown, range))) if *number == grown => {
-                    range
+            let destination = match &region.kind {
+                RegionKind::Partition { number } => placement.range(*number, region.range),
+                _ => {
+                    // What is between partitions stays before the one that it was before.
+                    let shift = placement.shift(region.range.end());
+                    let start = region.range.start() + shift;
+                    ByteRange::between(start, start + region.range.len())
                 }
-                _ => region.range,
             };
             copies.push(RegionCopy {
                 region: index,
                 destination,
-                last: last_parts(region),
+                last: last_parts(region, destination.start()),
             });
         }
         copies
@@ -426,16 +378,14 @@ impl<'a> DiskPlanner<'a> {
     fn planned(
         &self,
         partitions: &[TablePartition],
-        grown: Option<(u32, ByteRange)>,
+        placement: &Placement,
     ) -> Vec<PlannedPartition> {
         partitions
             .iter()
             .map(|partition| PlannedPartition {
                 number: partition.number,
-                range: match grown {
-                    Some((number, range)) if number == partition.number => range,
-                    _ => partition.range(self.image.logical_sector),
-                },
+                range: placement
+                    .range(partition.number, partition.range(self.image.logical_sector)),
                 guid: partition.guid.map(|guid| guid.to_string()),
                 file_system: self
                     .region_of(partition.number)
@@ -464,14 +414,6 @@ impl<'a> DiskPlanner<'a> {
     }
 }
 
-/// Whether the environment has a tool that makes it larger.
-const fn can_grow(file_system: FileSystemKind) -> bool {
-    matches!(
-        file_system,
-        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4
-    )
-}
-
 fn place(write: &TableWrite) -> ByteRange {
     ByteRange::between(
         write.offset,
@@ -479,9 +421,10 @@ fn place(write: &TableWrite) -> ByteRange {
     )
 }
 
-/// The parts of a region that are written last, relative to the disk, in order, not overlapping.
-fn last_parts(region: &Region) -> Vec<ByteRange> {
-    let range = region.range;
+/// The parts of a region that are written last when it goes to `start`, relative to the disk, in order,
+/// not overlapping.
+fn last_parts(region: &Region, start: u64) -> Vec<ByteRange> {
+    let range = ByteRange::between(start, start + region.range.len());
     let file_system = region.volume.as_ref().map(|volume| volume.file_system);
     let mut parts: Vec<ByteRange> = match region.kind {
         RegionKind::Gap => Vec::new(),

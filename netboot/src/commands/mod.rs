@@ -11,6 +11,7 @@ mod file_options;
 mod files;
 mod lists;
 mod options;
+mod plan;
 mod start;
 mod table;
 mod timeline;
@@ -56,6 +57,11 @@ pub(crate) enum CommandError {
         /// Why.
         reason: Option<String>,
     },
+    /// A restore that is not possible as asked; it was said why.
+    #[error(
+        "the restore is not possible as asked; the reasons are listed above (docs/reason-codes.md has what to do). Nothing was touched"
+    )]
+    NoPlan,
     /// Verifying found damage; it was said what.
     #[error(
         "the store is damaged: {chunks} damaged chunks, {restore_points} restore points affected; what was found is listed above. Damaged chunks count as missing from now on: the next capture that has them sends them again"
@@ -120,6 +126,7 @@ impl CommandError {
             Self::NoStore(_) => ExitCode::Missing,
             Self::Client(_)
             | Self::JobEnded { .. }
+            | Self::NoPlan
             | Self::Damaged { .. }
             | Self::Files(_)
             | Self::NotAll { .. }
@@ -149,6 +156,7 @@ pub(crate) fn run(
         OperatorCommand::NextBoot(args) => booting::next_boot(&client, args),
         OperatorCommand::Loaders(args) => booting::loaders(&client, args),
         OperatorCommand::Capture(args) => start::capture(&client, args),
+        OperatorCommand::Plan(args) => plan::run(&client, args),
         OperatorCommand::Restore(args) => start::restore(&client, args),
         OperatorCommand::Cancel { job, list } => start::cancel(&client, job, list),
         OperatorCommand::Verify(args) => verify::run(&data_directory, args),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use backup::plan::DiskChoice;
+use backup::plan::{Choices, DiskChoice, ExtraSpace, FirmwareChoice};
 use clap::{Args, Subcommand, ValueEnum};
 use protocol::api::NextBoot;
 
@@ -27,6 +27,9 @@ pub(crate) enum OperatorCommand {
     Loaders(ListArgs),
     /// Save a machine's disks as a new restore point
     Capture(CaptureArgs),
+    /// Show what a restore would do, as a picture of both disks and a table;
+    /// nothing is started
+    Plan(PlanArgs),
     /// Rebuild a machine from a restore point; overwrites its disks
     Restore(RestoreArgs),
     /// Take back a job that is not over
@@ -184,13 +187,74 @@ pub(crate) struct RestoreArgs {
     pub(crate) machine: String,
     /// Id of the restore point, its beginning, or `latest` of this machine
     pub(crate) restore_point: String,
+    /// What is decided about it
+    #[command(flatten)]
+    pub(crate) choices: PlacementArgs,
+    /// The rest
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// What a person decides about a restore.
+#[derive(Debug, Args)]
+pub(crate) struct PlacementArgs {
     /// Where a disk goes: its number in the restore point, and serial
     /// number, WWN or kernel name of a disk of the machine; may be repeated
     #[arg(long, value_name = "SOURCE=TARGET", value_parser = disk_choice)]
     pub(crate) disk: Vec<DiskChoice>,
-    /// The rest
+    /// Who gets what a larger disk has more
+    #[arg(long, value_enum, value_name = "WHO", default_value_t)]
+    pub(crate) extra_space: WhoGrows,
+    /// Restore a backup of the other type of firmware (BIOS, UEFI) all the
+    /// same; it starts only on a machine of its own type
+    #[arg(long)]
+    pub(crate) insist: bool,
+}
+
+impl PlacementArgs {
+    /// The planner's form.
+    pub(crate) fn choices(&self) -> Choices {
+        Choices {
+            disks: self.disk.clone(),
+            extra_space: match self.extra_space {
+                WhoGrows::Last => ExtraSpace::Last,
+                WhoGrows::Proportional => ExtraSpace::Proportional,
+                WhoGrows::None => ExtraSpace::None,
+            },
+            firmware: if self.insist {
+                FirmwareChoice::Insist
+            } else {
+                FirmwareChoice::Same
+            },
+        }
+    }
+}
+
+/// Who gets what a larger disk has more.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum WhoGrows {
+    /// The last partition
+    #[default]
+    Last,
+    /// All that can grow, by their sizes; those behind them move
+    Proportional,
+    /// Nobody; it stays free
+    None,
+}
+
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// Host name, Ethernet address, serial number or beginning of the id
+    pub(crate) machine: String,
+    /// Id of the restore point, its beginning, or `latest` of this machine
+    pub(crate) restore_point: String,
+    /// What is decided about it
     #[command(flatten)]
-    pub(crate) job: JobArgs,
+    pub(crate) choices: PlacementArgs,
+    /// Print JSON for programs: the plan or the refusals, and the picture
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Options of `verify`.

@@ -27,9 +27,7 @@ pub(super) fn restore(client: &ControlClient, args: &RestoreArgs) -> Result<(), 
         machine: args.machine.clone(),
         action: Action::Restore {
             restore_point: args.restore_point.clone(),
-            choices: Choices {
-                disks: args.disk.clone(),
-            },
+            choices: args.choices.choices(),
         },
         afterwards: args.job.then.into(),
     };

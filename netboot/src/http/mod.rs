@@ -27,6 +27,7 @@ mod answer;
 pub(crate) mod boot_api;
 pub(crate) mod boot_files;
 pub(crate) mod operator_api;
+mod plan_api;
 mod send_share;
 pub(crate) mod server;
 pub(crate) mod upkeep_api;

@@ -22,7 +22,7 @@ use crate::flight_recorder::{MachineTimeline, Seen};
 use crate::jobs::JobRecord;
 
 /// The most bytes of a request for a job.
-const MAX_REQUEST: usize = 256 * 1024;
+pub(super) const MAX_REQUEST: usize = 256 * 1024;
 
 type Shared = State<Arc<Recovery>>;
 
@@ -36,6 +36,7 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
         .route(api::JOBS, get(jobs).post(create_job))
         .route("/api/v1/jobs/{job}/cancel", post(cancel))
         .route(api::RESTORE_POINTS, get(restore_points))
+        .route(api::PLANS, post(super::plan_api::plan))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(recovery)

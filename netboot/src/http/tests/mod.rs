@@ -93,6 +93,68 @@ fn what_was_captured_is_fetched_in_the_order_asked_for() {
 }
 
 #[test]
+fn a_plan_says_what_a_restore_would_do_and_starts_nothing() {
+    let (_directory, server) = start();
+    let id = capture(&server, 1, chunks(7));
+    let mut bare = beacon(2, "bare", AgentState::Waiting);
+    bare.inventory.disks = vec![Disk {
+        name: "vda".into(),
+        model: None,
+        serial: Some("S1".into()),
+        wwn: None,
+        size: 1 << 30,
+        logical_sector: backup::SectorSize::S512,
+        physical_sector: 512,
+        removable: false,
+        read_only: false,
+    }];
+    server.beacon(&bare);
+    let ask = |choices: Choices| {
+        let request = api::PlanRequest {
+            machine: mac(2),
+            restore_point: id.to_string(),
+            choices,
+        };
+        server.operator.post::<api::PlanView>(api::PLANS, &request)
+    };
+    let jobs = || server.operator.get::<Vec<api::JobView>>(api::JOBS).unwrap();
+    let before = jobs().len();
+    let view = ask(Choices::default()).unwrap();
+    let plan = view.plan.unwrap();
+    assert_eq!(plan.disks[0].target.name, "vda");
+    assert!(
+        view.refusals.is_empty() && view.picture.contains("vda"),
+        "{}",
+        view.picture
+    );
+    let elsewhere = Choices {
+        disks: vec![backup::plan::DiskChoice {
+            source: 0,
+            target: "sdz".into(),
+        }],
+        ..Choices::default()
+    };
+    let refused = ask(elsewhere).unwrap();
+    assert_eq!(
+        refused.refusals[0].code,
+        backup::plan::ReasonCode::DiskNotFound
+    );
+    assert!(refused.plan.is_none() && refused.picture.is_empty());
+    assert_eq!(jobs().len(), before);
+    let nobody = api::PlanRequest {
+        machine: "nobody".into(),
+        restore_point: id.to_string(),
+        choices: Choices::default(),
+    };
+    assert!(
+        server
+            .operator
+            .post::<api::PlanView>(api::PLANS, &nobody)
+            .is_err()
+    );
+}
+
+#[test]
 fn nothing_is_visible_before_the_manifest_and_everything_after() {
     let (_directory, server) = start();
     let job = begin_capture(&server, 1);
