@@ -6,6 +6,7 @@ use backup::plan::DiskChoice;
 use clap::{Args, Subcommand, ValueEnum};
 use protocol::api::NextBoot;
 
+use super::factory_options::{FactoryArgs, ResetArgs};
 use super::file_options::{CompareArgs, FilesArgs, ItemsArgs, VersionsArgs};
 use super::upkeep_options::{GcArgs, PruneArgs, RestorePointArgs};
 
@@ -27,8 +28,12 @@ pub(crate) enum OperatorCommand {
     Loaders(ListArgs),
     /// Save a machine's disks as a new restore point
     Capture(CaptureArgs),
-    /// Rebuild a machine from a restore point; overwrites its disks
+    /// Rebuild a machine from a backup; overwrites its disks
     Restore(RestoreArgs),
+    /// Reset a machine to a factory image; overwrites its disks
+    Reset(ResetArgs),
+    /// Make and list factory images, which any machine can be reset to
+    Factory(FactoryArgs),
     /// Take back a job that is not over
     Cancel {
         /// The job's id or its beginning
@@ -54,7 +59,7 @@ pub(crate) enum OperatorCommand {
     /// Free what no restore point and no running capture needs
     Gc(GcArgs),
     /// Remove restore points that no rule keeps; pinned ones, factory images
-    /// and each machine's newest stay
+    /// and each machine's newest backup stay
     Prune(PruneArgs),
     /// Remove one restore point
     Forget(RestorePointArgs),
@@ -213,7 +218,7 @@ fn percent(text: &str) -> Result<u8, String> {
     }
 }
 
-fn disk_choice(text: &str) -> Result<DiskChoice, String> {
+pub(super) fn disk_choice(text: &str) -> Result<DiskChoice, String> {
     let expected = || "expected NUMBER=DISK, for example 0=sda".to_owned();
     let (source, target) = text.split_once('=').ok_or_else(expected)?;
     let source = source.parse().map_err(|_| expected())?;
