@@ -16,8 +16,10 @@ use crate::mbr::MbrTable;
 use crate::{ByteRange, Digest, SectorSize};
 
 mod logical;
+mod purpose;
 
 pub use logical::LogicalVolume;
+pub use purpose::{ImageLabel, ImageName, ImageNameError, Purpose, RestorePointKind};
 
 /// The version of the manifest format that this program writes.
 pub const FORMAT: u32 = 1;
@@ -332,28 +334,6 @@ pub struct DiskImage {
     pub regions: Vec<Region>,
 }
 
-/// What a restore point is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RestorePointKind {
-    /// A machine as it was, to be brought back on that machine.
-    #[default]
-    Backup,
-    /// An image to reset machines to, tied to none.
-    Factory,
-}
-
-impl RestorePointKind {
-    /// The word that lists and the API use.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Backup => "backup",
-            Self::Factory => "factory",
-        }
-    }
-}
-
 /// A restore point's description.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -364,6 +344,9 @@ pub struct Manifest {
     /// What it is for.
     #[serde(default)]
     pub kind: RestorePointKind,
+    /// What it is called, if it is a factory image; absent in others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageLabel>,
     /// When the capture began, seconds since 1970-01-01 UTC.
     pub captured_at: u64,
     /// Version of the agent that captured.

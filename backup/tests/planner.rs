@@ -58,6 +58,7 @@ fn manifest(disks: Vec<DiskImage>) -> Manifest {
         format: FORMAT,
         id: "2026-11-20-1".to_owned().try_into().unwrap(),
         kind: Default::default(),
+        image: None,
         hardware: None,
         captured_at: 1_795_000_000,
         agent_version: "0.1.0".to_owned(),

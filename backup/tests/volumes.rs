@@ -90,6 +90,7 @@ fn manifest(logical_volumes: Vec<LogicalVolume>) -> Manifest {
     Manifest {
         format: FORMAT,
         kind: backup::manifest::RestorePointKind::Backup,
+        image: None,
         hardware: None,
         id: "rp-1".to_owned().try_into().unwrap(),
         captured_at: 0,

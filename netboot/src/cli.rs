@@ -169,6 +169,7 @@ mod tests {
             found.render_help().to_string()
         };
         let mut files = command.find_subcommand("files").expect("files").clone();
+        let mut factory = command.find_subcommand("factory").expect("factory").clone();
         for text in [
             command.render_long_help().to_string(),
             command
@@ -180,6 +181,9 @@ mod tests {
             help_of(&mut command, "show"),
             help_of(&mut files, "ls"),
             help_of(&mut files, "get"),
+            help_of(&mut command, "reset"),
+            help_of(&mut command, "prune"),
+            help_of(&mut factory, "create"),
         ] {
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");

@@ -260,6 +260,17 @@ impl Jobs {
         Ok(captures.collect())
     }
 
+    /// The captures that are not over.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn all_unfinished_captures(&self) -> Result<Vec<JobRecord>, JobError> {
+        let which = "WHERE ?1 IS NULL AND state IN ('waiting', 'running')";
+        let mut unfinished = self.query(which, &rusqlite::types::Null)?;
+        unfinished.retain(|record| matches!(record.job.kind, JobKind::Capture { .. }));
+        Ok(unfinished)
+    }
+
     /// The captures that failed, oldest first.
     ///
     /// # Errors

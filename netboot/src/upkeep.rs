@@ -161,7 +161,7 @@ pub(crate) fn prune(
     let mut view = PruneView {
         dry_run: request.dry_run,
         rules,
-        restore_points: retention::decide(&points, &rules, &TimeZone::system()),
+        restore_points: retention::decide(&points, &rules, &TimeZone::system(), request.factory),
         failed: Vec::new(),
     };
     for verdict in view.restore_points.iter_mut().filter(|one| !one.keep) {

@@ -15,7 +15,7 @@
 
 use backup::Digest;
 use backup::hardware::Inventory;
-use backup::manifest::{RestorePointId, RestorePointKind};
+use backup::manifest::{ImageLabel, ImageName, RestorePointId, RestorePointKind};
 use backup::plan::{Choices, Refusal, RestorePlan};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,10 @@ pub const PLANS: &str = "/api/v1/plans";
 pub const LOADERS: &str = "/api/v1/loaders";
 /// GET the list of [`RestorePointView`].
 pub const RESTORE_POINTS: &str = "/api/v1/restore-points";
+
+/// POST a [`FactoryRequest`], get the [`RestorePointView`]: a factory image is made from a restore
+/// point that is there.
+pub const FACTORY_IMAGES: &str = "/api/v1/factory-images";
 
 /// GET the flight recorder's list of machines.
 pub const TIMELINES: &str = "/api/v1/timelines";
@@ -140,7 +144,8 @@ pub fn next_boot(machine: &str) -> String {
 #[error("{message}")]
 pub struct ApiError {
     /// A word for programs: `not-found`, `ambiguous`, `bad-request`, `conflict`, `damaged-chunk`,
-    /// `missing-chunk`, `store-full`, `internal`.
+    /// `missing-chunk`, `store-full`, `wrong-kind` (a factory image where a backup is meant, or the
+    /// other way round), `internal`.
     pub code: String,
     /// One sentence for people.
     pub message: String,
@@ -192,11 +197,23 @@ pub enum Action {
         /// What the restore point is for.
         #[serde(default)]
         point_kind: RestorePointKind,
+        /// What it is called, if it is a factory image.
+        #[serde(default)]
+        image: Option<ImageLabel>,
     },
-    /// Rebuild it.
+    /// Rebuild it from a backup.
     Restore {
         /// Id of the restore point, or its beginning, or `latest` of this machine.
         restore_point: String,
+        /// Which disk goes where.
+        #[serde(default)]
+        choices: Choices,
+    },
+    /// Rebuild it from a factory image.
+    Reset {
+        /// Name of the image, its id or its beginning; without it the only one that there is.
+        #[serde(default)]
+        image: Option<String>,
         /// Which disk goes where.
         #[serde(default)]
         choices: Choices,
@@ -266,6 +283,9 @@ pub struct MachineNextBoot {
     pub next_boot: Option<NextBootView>,
     /// It has a job, which comes first.
     pub has_job: bool,
+    /// What that job does: `capture`, `restore` or `reset`.
+    #[serde(default)]
+    pub job: Option<String>,
 }
 
 /// Where a loader stands.
@@ -360,6 +380,9 @@ pub struct RestorePointView {
     /// `backup`, or `factory`: an image to reset to, which no rule removes.
     #[serde(default = "restore_point_kind")]
     pub kind: String,
+    /// What it is called, if it is a factory image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageLabel>,
     /// Whether an operator said that it stays.
     #[serde(default)]
     pub pinned: bool,
@@ -368,7 +391,32 @@ pub struct RestorePointView {
 /// The kind of a restore point that does not say which it is.
 #[must_use]
 pub fn restore_point_kind() -> String {
-    "backup".to_owned()
+    RestorePointKind::Backup.word().to_owned()
+}
+
+impl RestorePointView {
+    /// Whether it is an image to reset machines to.
+    #[must_use]
+    pub fn is_factory(&self) -> bool {
+        self.kind == RestorePointKind::Factory.word()
+    }
+
+    /// What it is called, if it is a factory image that has a name.
+    #[must_use]
+    pub fn image_name(&self) -> Option<&ImageName> {
+        self.image.as_ref().and_then(|image| image.name.as_ref())
+    }
+}
+
+/// A request for a factory image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactoryRequest {
+    /// The restore point that it is made from: name, id or its beginning.
+    pub from: String,
+    /// What it will be called.
+    #[serde(default)]
+    pub image: ImageLabel,
 }
 
 /// Asks what a restore would do.

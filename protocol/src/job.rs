@@ -1,6 +1,6 @@
 //! Jobs: what the server wants a machine to do, and how it went.
 
-use backup::manifest::{RestorePointId, RestorePointKind};
+use backup::manifest::{ImageLabel, Purpose, RestorePointId, RestorePointKind};
 use backup::plan::Choices;
 use serde::{Deserialize, Serialize};
 
@@ -17,11 +17,17 @@ pub enum JobKind {
         /// What it will be for.
         #[serde(default)]
         point_kind: RestorePointKind,
+        /// What it will be called, if it is to be a factory image.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        image: Option<ImageLabel>,
     },
     /// Rebuild the machine from a restore point.
     Restore {
         /// Which one.
         restore_point: RestorePointId,
+        /// Of which kind that is: a backup is restored, to a factory image a machine is reset.
+        #[serde(default)]
+        point_kind: RestorePointKind,
         /// What the operator chose.
         choices: Choices,
     },
@@ -38,12 +44,36 @@ impl JobKind {
         }
     }
 
+    /// What the restore point it makes or uses is for.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        match self {
+            Self::Capture {
+                point_kind, image, ..
+            } => Purpose {
+                kind: *point_kind,
+                image: image.clone(),
+            },
+            Self::Restore { point_kind, .. } => Purpose {
+                kind: *point_kind,
+                image: None,
+            },
+        }
+    }
+
     /// One word for lists.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Capture { .. } => "capture",
-            Self::Restore { .. } => "restore",
+            Self::Restore {
+                point_kind: RestorePointKind::Backup,
+                ..
+            } => "restore",
+            Self::Restore {
+                point_kind: RestorePointKind::Factory,
+                ..
+            } => "reset",
         }
     }
 }

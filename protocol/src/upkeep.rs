@@ -188,6 +188,9 @@ pub struct PruneRequest {
     pub machine: Option<String>,
     /// The rules; without them those of the server's configuration.
     pub rules: Option<RetentionRules>,
+    /// The rules are for factory images, too, counted apart from backups.
+    #[serde(default)]
+    pub factory: bool,
     /// Only say what would be removed.
     pub dry_run: bool,
 }

@@ -36,7 +36,7 @@ pub(super) fn check<'a>(
 
 #[cfg(test)]
 mod tests {
-    use backup::manifest::RestorePointKind;
+    use backup::manifest::Purpose;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::Ordering;
@@ -65,7 +65,7 @@ mod tests {
 
         let disks = vec![disk("good", SIZE), disk("member", SIZE)];
         let bench = Bench::new(ImageMachine::new(folder.path()), disks);
-        let error = capture(&bench.engine(), &point("rp-1"), RestorePointKind::Backup).unwrap_err();
+        let error = capture(&bench.engine(), &point("rp-1"), Purpose::default()).unwrap_err();
         assert_eq!(error.code, "refused");
         assert!(
             error

@@ -5,7 +5,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backup::manifest::{Coverage, FORMAT, Manifest, RestorePointId, RestorePointKind};
+use backup::manifest::{Coverage, FORMAT, Manifest, Purpose, RestorePointId};
 use backup::units::HumanBytes;
 use protocol::progress::Stage;
 
@@ -31,15 +31,15 @@ mod volumes;
 pub(crate) fn capture(
     engine: &Engine<'_>,
     restore_point: &RestorePointId,
-    kind: RestorePointKind,
+    purpose: Purpose,
 ) -> Result<Vec<String>, JobError> {
-    run(engine, restore_point, kind).map_err(|fault| report(&fault, Touched::ReadOnly))
+    run(engine, restore_point, purpose).map_err(|fault| report(&fault, Touched::ReadOnly))
 }
 
 fn run(
     engine: &Engine<'_>,
     restore_point: &RestorePointId,
-    kind: RestorePointKind,
+    purpose: Purpose,
 ) -> Result<Vec<String>, Fault> {
     let captured_at = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -77,7 +77,8 @@ fn run(
     let manifest = Manifest {
         format: FORMAT,
         id: restore_point.clone(),
-        kind,
+        kind: purpose.kind,
+        image: purpose.image,
         captured_at,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         machine: engine.inventory.identity.clone(),

@@ -125,13 +125,13 @@ pub(crate) fn run(job: &Job, context: &Context) -> Result<Summary, JobError> {
         read_back: false,
     };
     match &job.kind {
-        JobKind::Capture {
-            restore_point,
-            point_kind,
-        } => crate::capture::capture(&engine, restore_point, *point_kind),
+        JobKind::Capture { restore_point, .. } => {
+            crate::capture::capture(&engine, restore_point, job.kind.purpose())
+        }
         JobKind::Restore {
             restore_point,
             choices,
+            ..
         } => crate::restore::restore(&engine, restore_point, choices),
     }
     .map(Summary)

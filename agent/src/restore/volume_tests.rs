@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use backup::filesystem::survey_volume;
-use backup::manifest::{Coverage, Manifest, RestorePointKind};
+use backup::manifest::{Coverage, Manifest, Purpose};
 use backup::plan::Choices;
 
 use crate::capture::capture;
@@ -340,7 +340,7 @@ fn captured(folder: &Path) -> Bench<ImageMachine> {
     make_sources(folder);
     let disks = vec![disk("one", ONE), disk("two", TWO)];
     let bench = Bench::new(ImageMachine::new(folder), disks);
-    let said = capture(&bench.engine(), &point("rp-1"), RestorePointKind::Backup).unwrap();
+    let said = capture(&bench.engine(), &point("rp-1"), Purpose::default()).unwrap();
     let said = said.join("\n");
     assert!(said.contains("Logical volume vg/root: "), "{said}");
     assert!(said.contains("vg/pool: every byte of it is kept"), "{said}");
@@ -403,7 +403,7 @@ fn a_group_without_one_of_its_disks_is_kept_whole() {
     let folder = tempfile::tempdir().unwrap();
     make_sources(folder.path());
     let bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("one", ONE)]);
-    capture(&bench.engine(), &point("rp-1"), RestorePointKind::Backup).unwrap();
+    capture(&bench.engine(), &point("rp-1"), Purpose::default()).unwrap();
     let manifests = bench.server.manifests.lock().unwrap();
     let manifest = Manifest::from_json(&manifests[&point("rp-1")]).unwrap();
     assert!(manifest.logical_volumes.is_empty());

@@ -35,7 +35,13 @@ fn sentences(view: &MachineNextBoot) -> String {
         Some(next) => format!("{name} boots {}.\n", next.words()),
     };
     if view.has_job {
-        text.push_str("It has a job: until that is over it boots the recovery environment.\n");
+        let job = match &view.job {
+            Some(word) => format!("a {} to do", clean(word)),
+            None => "a job".to_owned(),
+        };
+        text.push_str(&format!(
+            "It has {job}: until that is over it boots the recovery environment.\n"
+        ));
     }
     text
 }
@@ -88,17 +94,18 @@ mod tests {
             name: "reception".to_owned(),
             next_boot: None,
             has_job: false,
+            job: None,
         };
         assert_eq!(sentences(&view), "reception boots as the server decides.\n");
         view.next_boot = Some(NextBootView {
             boots: NextBoot::LocalDisk,
             always: false,
         });
-        view.has_job = true;
+        (view.has_job, view.job) = (true, Some("reset".to_owned()));
         assert_eq!(
             sentences(&view),
             "reception boots its local disk, once.\n\
-             It has a job: until that is over it boots the recovery environment.\n"
+             It has a reset to do: until that is over it boots the recovery environment.\n"
         );
     }
 }

@@ -142,10 +142,19 @@ pub(super) fn versions(data_directory: &Path, args: &VersionsArgs) -> Result<(),
     if args.json {
         return print_json(&own);
     }
-    let mut table = Table::new(&["ID", "CAPTURED", "SYSTEM", "DATA", "NEW IN STORE", "STATUS"]);
+    let mut table = Table::new(&[
+        "ID",
+        "KIND",
+        "CAPTURED",
+        "SYSTEM",
+        "DATA",
+        "NEW IN STORE",
+        "STATUS",
+    ]);
     for view in own {
         table.row(vec![
             view.id.to_string(),
+            super::lists::kind(&view),
             local_time(view.captured_at),
             view.system.unwrap_or_else(|| "-".to_owned()),
             HumanBytes(view.data_bytes).to_string(),

@@ -83,6 +83,7 @@ pub(super) fn restore_points(client: &ControlClient, args: &ListArgs) -> Result<
     let mut table = Table::new(&[
         "ID",
         "MACHINE",
+        "KIND",
         "CAPTURED",
         "SYSTEM",
         "DISKS",
@@ -94,6 +95,7 @@ pub(super) fn restore_points(client: &ControlClient, args: &ListArgs) -> Result<
         table.row(vec![
             point.id.to_string(),
             point.machine_name.clone(),
+            kind(point),
             local_time(point.captured_at),
             point.system.clone().unwrap_or_else(|| "-".to_owned()),
             HumanBytes(point.disk_bytes).to_string(),
@@ -109,6 +111,14 @@ pub(super) fn restore_points(client: &ControlClient, args: &ListArgs) -> Result<
         }
     }
     print(&text)
+}
+
+/// Its kind, and what an image is called.
+pub(super) fn kind(point: &RestorePointView) -> String {
+    match point.image_name() {
+        Some(name) => format!("{} {name}", point.kind),
+        None => point.kind.clone(),
+    }
 }
 
 pub(super) fn jobs(client: &ControlClient, args: &ListArgs) -> Result<(), CommandError> {

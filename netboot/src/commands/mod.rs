@@ -7,6 +7,8 @@
 
 mod booting;
 mod catalogue;
+mod factory;
+mod factory_options;
 mod file_options;
 mod files;
 mod lists;
@@ -26,6 +28,7 @@ pub(crate) use options::OperatorCommand;
 
 use crate::cli::ExitCode;
 use crate::control_client::{ClientError, ControlClient};
+use crate::factory::FactoryError;
 use crate::files::FilesError;
 use crate::http::RecoveryError;
 use crate::store::{Store, StoreError};
@@ -87,6 +90,9 @@ pub(crate) enum CommandError {
     /// The store's upkeep was refused.
     #[error(transparent)]
     Upkeep(#[from] UpkeepError),
+    /// A factory image was not made.
+    #[error(transparent)]
+    Factory(#[from] FactoryError),
     /// A garbage collection did not come to its end.
     #[error("the garbage collection ended: {0}")]
     Collection(String),
@@ -131,6 +137,7 @@ impl CommandError {
             | Self::Files(_)
             | Self::NotAll { .. }
             | Self::Upkeep(_)
+            | Self::Factory(_)
             | Self::Collection(_)
             | Self::NotRemoved(_)
             | Self::Json(_) => ExitCode::Failure,
@@ -158,6 +165,8 @@ pub(crate) fn run(
         OperatorCommand::Capture(args) => start::capture(&client, args),
         OperatorCommand::Plan(args) => plan::run(&client, args),
         OperatorCommand::Restore(args) => start::restore(&client, args),
+        OperatorCommand::Factory(args) => factory::run(&client, &data_directory, &args.command),
+        OperatorCommand::Reset(args) => factory::reset(&client, args),
         OperatorCommand::Cancel { job, list } => start::cancel(&client, job, list),
         OperatorCommand::Verify(args) => verify::run(&data_directory, args),
         OperatorCommand::Files(args) => files::run(&data_directory, &args.command),

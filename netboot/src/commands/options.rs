@@ -6,6 +6,7 @@ use backup::plan::{Choices, DiskChoice, ExtraSpace, FirmwareChoice};
 use clap::{Args, Subcommand, ValueEnum};
 use protocol::api::NextBoot;
 
+use super::factory_options::{FactoryArgs, ResetArgs};
 use super::file_options::{CompareArgs, FilesArgs, ItemsArgs, VersionsArgs};
 use super::upkeep_options::{GcArgs, PruneArgs, RestorePointArgs};
 
@@ -30,8 +31,12 @@ pub(crate) enum OperatorCommand {
     /// Show what a restore would do, as a picture of both disks and a table;
     /// nothing is started
     Plan(PlanArgs),
-    /// Rebuild a machine from a restore point; overwrites its disks
+    /// Rebuild a machine from a backup; overwrites its disks
     Restore(RestoreArgs),
+    /// Reset a machine to a factory image; overwrites its disks
+    Reset(ResetArgs),
+    /// Make and list factory images, which any machine can be reset to
+    Factory(FactoryArgs),
     /// Take back a job that is not over
     Cancel {
         /// The job's id or its beginning
@@ -57,7 +62,7 @@ pub(crate) enum OperatorCommand {
     /// Free what no restore point and no running capture needs
     Gc(GcArgs),
     /// Remove restore points that no rule keeps; pinned ones, factory images
-    /// and each machine's newest stay
+    /// and each machine's newest backup stay
     Prune(PruneArgs),
     /// Remove one restore point
     Forget(RestorePointArgs),

@@ -1,5 +1,6 @@
-//! `capture`, `restore`, `cancel`.
+//! `capture`, `restore`, `cancel`, and how every job begins.
 
+use backup::manifest::RestorePointKind;
 use backup::plan::Choices;
 use protocol::api::{self, Action, JobRequest, JobView, MachineView};
 use protocol::beacon::AgentState;
@@ -16,6 +17,7 @@ pub(super) fn capture(client: &ControlClient, args: &CaptureArgs) -> Result<(), 
         machine: args.machine.clone(),
         action: Action::Capture {
             point_kind: Default::default(),
+            image: None,
         },
         afterwards: args.job.then.into(),
     };
@@ -34,7 +36,12 @@ pub(super) fn restore(client: &ControlClient, args: &RestoreArgs) -> Result<(), 
     begin(client, &request, &args.job)
 }
 
-fn begin(client: &ControlClient, request: &JobRequest, args: &JobArgs) -> Result<(), CommandError> {
+/// Orders a job, says what it will do, and watches it if that is wanted.
+pub(super) fn begin(
+    client: &ControlClient,
+    request: &JobRequest,
+    args: &JobArgs,
+) -> Result<(), CommandError> {
     let job: JobView = client.post(api::JOBS, request)?;
     if !args.json {
         let machines: Vec<MachineView> = client.get(api::MACHINES)?;
@@ -57,11 +64,26 @@ fn announcement(job: &JobView, machine: Option<&MachineView>, request: &JobReque
     let name = clean(&job.machine_name);
     let (id, point) = (short(&job.id), job.kind.restore_point());
     let mut text = match &request.action {
+        Action::Capture {
+            point_kind: RestorePointKind::Factory,
+            image,
+        } => {
+            let name = image.as_ref().and_then(|image| image.name.as_ref());
+            let named = name.map_or(String::new(), |name| format!(" {name}"));
+            format!(
+                "Job {id}: capture of {} as factory image{named}, restore point {point}.\n",
+                clean(&job.machine_name)
+            )
+        }
         Action::Capture { .. } => {
             format!("Job {id}: capture of {name} as restore point {point}.\n")
         }
         Action::Restore { choices, .. } => {
             let head = format!("Job {id}: restore of {name} from restore point {point}.\n");
+            head + &overwritten(machine, choices)
+        }
+        Action::Reset { choices, .. } => {
+            let head = format!("Job {id}: reset of {name} to factory image {point}.\n");
             head + &overwritten(machine, choices)
         }
     };
@@ -134,9 +156,9 @@ pub(super) fn cancel(
         .any(|other| other.id == view.id && other.started_at.is_some());
     let consequence = match (started, view.kind.word()) {
         (false, _) => "It had not started; nothing was changed.",
-        (true, "restore") => {
+        (true, "restore" | "reset") => {
             "The machine stops at its next report. Its disk was being overwritten and does not \
-             boot until a restore is finished."
+             boot until a restore or a reset is finished."
         }
         (true, _) => "The machine stops at its next report. No restore point was made.",
     };

@@ -27,11 +27,14 @@ use crate::upkeep::{self, UpkeepError};
 const EVERY: Duration = Duration::from_millis(200);
 
 /// Asks the server, or does it here.
-fn ask_or_do<T>(
+pub(super) fn ask_or_do<T, E>(
     data_directory: &Path,
     ask: impl FnOnce(&ControlClient) -> Result<T, ClientError>,
-    act: impl FnOnce(&Recovery) -> Result<T, UpkeepError>,
-) -> Result<T, CommandError> {
+    act: impl FnOnce(&Recovery) -> Result<T, E>,
+) -> Result<T, CommandError>
+where
+    CommandError: From<E>,
+{
     match ask(&ControlClient::new(data_directory)) {
         Err(ClientError::NotRunning(_)) => {}
         other => return Ok(other?),
@@ -62,7 +65,7 @@ pub(super) fn gc(data_directory: &Path, args: &GcArgs) -> Result<(), CommandErro
     let outcome = ask_or_do(
         data_directory,
         |client| collect_there(client, &request, &bar),
-        |recovery| {
+        |recovery| -> Result<_, UpkeepError> {
             let report = upkeep::collect(recovery, &request, &mut |progress| show(&bar, progress));
             Ok(report.map_err(|error| chain(&error)))
         },
@@ -138,6 +141,7 @@ pub(super) fn prune(
     let request = PruneRequest {
         machine: args.machine.clone(),
         rules: (!rules.are_empty()).then_some(rules),
+        factory: args.factory,
         dry_run: args.dry_run,
     };
     let view: PruneView = ask_or_do(
@@ -241,7 +245,7 @@ pub(super) fn sizes(data_directory: &Path, json: bool) -> Result<(), CommandErro
     let view: StoreView = ask_or_do(
         data_directory,
         |client| client.get(api::STORE),
-        |recovery| Ok(recovery.store.sizes()?),
+        |recovery| recovery.store.sizes(),
     )?;
     if json {
         return print_json(&view);

@@ -40,6 +40,10 @@ pub(crate) struct PruneArgs {
     /// Keep the newest one of each of so many years
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub(crate) keep_yearly: u32,
+    /// Use the rules for factory images, too, counted apart from backups;
+    /// without it no image is removed
+    #[arg(long)]
+    pub(crate) factory: bool,
     /// Only say what would be removed
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -63,7 +67,7 @@ impl PruneArgs {
 /// Options of `forget`, `pin` and `unpin`.
 #[derive(Debug, Args)]
 pub(crate) struct RestorePointArgs {
-    /// Id of the restore point, or its beginning
+    /// Id of the restore point, its beginning, or the name of an image
     pub(crate) restore_point: String,
     /// Print JSON for programs
     #[arg(long)]

@@ -108,6 +108,7 @@ fn outcome(job: &JobView, json: bool) -> Result<(), CommandError> {
         "{} of {} succeeded in {}:{:02}, restore point {}.\n",
         match job.kind.word() {
             "capture" => "Capture",
+            "reset" => "Reset",
             _ => "Restore",
         },
         clean(&job.machine_name),

@@ -180,6 +180,7 @@ impl Scene {
             machine: "m".into(),
             machine_name: "lab-17".into(),
             stored_bytes: 5,
+            purpose: Default::default(),
         };
         let json = serde_json::to_vec(&manifest).unwrap();
         points
@@ -217,6 +218,7 @@ fn described(
     Manifest {
         format: 1,
         kind: RestorePointKind::Backup,
+        image: None,
         hardware: None,
         logical_volumes: Vec::new(),
         id: id.clone(),

@@ -599,10 +599,7 @@ impl fmt::Display for Fact {
                 job_kind,
                 restore_point,
                 job,
-            } => write!(
-                f,
-                "{job_kind} of restore point {restore_point} begins (job {job})"
-            ),
+            } => write!(f, "{} begins (job {job})", work_on(job_kind, restore_point)),
             Self::JobEnded {
                 job_kind,
                 restore_point,
@@ -610,7 +607,8 @@ impl fmt::Display for Fact {
                 error: None,
             } => write!(
                 f,
-                "{job_kind} of restore point {restore_point} succeeded (job {job})"
+                "{} succeeded (job {job})",
+                work_on(job_kind, restore_point)
             ),
             Self::JobEnded {
                 job_kind,
@@ -619,11 +617,20 @@ impl fmt::Display for Fact {
                 error: Some(error),
             } => write!(
                 f,
-                "{job_kind} of restore point {restore_point} failed (job {job}): {}",
+                "{} failed (job {job}): {}",
+                work_on(job_kind, restore_point),
                 error.trim_end_matches('.')
             ),
             Self::Remark { text, .. } => f.write_str(text),
         }
+    }
+}
+
+/// What a job does with a restore point, in words.
+fn work_on(job_kind: &str, restore_point: &str) -> String {
+    match job_kind {
+        "reset" => format!("reset to factory image {restore_point}"),
+        _ => format!("{job_kind} of restore point {restore_point}"),
     }
 }
 

@@ -27,7 +27,6 @@ use smol::Timer;
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body, read_json};
-use super::operator_api::new_restore_point;
 use super::{PeerAddress, Recovery};
 use crate::flight_recorder::Fact;
 use crate::jobs::JobRecord;
@@ -157,10 +156,11 @@ async fn ask_capture(State(shared): Shared, body: Body) -> Result<Json<BeaconRep
     let (_, seen) = hear(&shared.recovery, beacon).await?;
     let (recovery, by) = (Arc::clone(&shared.recovery), seen.clone());
     let job = smol::unblock(move || -> Result<_, Refusal> {
-        let restore_point = new_restore_point(&recovery)?;
+        let restore_point = recovery.new_restore_point()?;
         let kind = JobKind::Capture {
             restore_point,
             point_kind: RestorePointKind::Backup,
+            image: None,
         };
         let record = recovery.jobs.create(&by.id, kind, Afterwards::Wait)?;
         log::info!("job {}: {} asks for its capture", record.job.id, by.name);
@@ -551,6 +551,7 @@ async fn publish(
             machine_name: recovery.machines.name(&record.machine),
             // Read again: uploads may have ended since.
             stored_bytes: recovery.jobs.get(&record.job.id)?.stored_bytes,
+            purpose: record.job.kind.purpose(),
         };
         let points = &recovery.store.restore_points;
         let view = points.publish(id, &bytes, &facts, &recovery.store.chunks)?;

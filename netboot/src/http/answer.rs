@@ -18,6 +18,7 @@ use protocol::api::ApiError;
 use serde::de::DeserializeOwned;
 use smol::Timer;
 
+use super::NewIdError;
 use crate::jobs::JobError;
 use crate::machines::{MachineError, NameError};
 use crate::next_boot::NextBootError;
@@ -68,7 +69,7 @@ impl Refusal {
     }
 
     /// Our fault: the details are for the log.
-    fn internal(error: &dyn std::error::Error) -> Self {
+    pub(super) fn internal(error: &dyn std::error::Error) -> Self {
         let details = chain(error);
         log::error!("{details}");
         let status = StatusCode::INTERNAL_SERVER_ERROR;
@@ -110,6 +111,15 @@ impl From<StoreError> for Refusal {
             | StoreError::InUse { .. }
             | StoreError::NoPack { .. }
             | StoreError::Broken => Self::internal(&error),
+        }
+    }
+}
+
+impl From<NewIdError> for Refusal {
+    fn from(error: NewIdError) -> Self {
+        match error {
+            NewIdError::State(error) => error.into(),
+            NewIdError::Exists { .. } => Self::conflict(error.to_string()),
         }
     }
 }

@@ -43,14 +43,17 @@ struct Subject {
     key: String,
     name: String,
     macs: Vec<String>,
-    has_job: bool,
+    job: Option<&'static str>,
 }
 
 impl Subject {
     fn find(recovery: &Recovery, name: &str) -> Result<Self, Refusal> {
         match recovery.machines.resolve(name) {
             Ok(machine) => Ok(Self {
-                has_job: recovery.jobs.unfinished(&machine.id)?.is_some(),
+                job: recovery
+                    .jobs
+                    .unfinished(&machine.id)?
+                    .map(|record| record.job.kind.word()),
                 key: machine.id,
                 name: machine.name,
                 macs: machine.inventory.identity.macs,
@@ -60,7 +63,7 @@ impl Subject {
                     key: mac.to_string(),
                     name: mac.to_string(),
                     macs: Vec::new(),
-                    has_job: false,
+                    job: None,
                 }),
                 Err(_) => Err(error.into()),
             },
@@ -77,7 +80,8 @@ impl Subject {
             machine: self.key.clone(),
             name: self.name.clone(),
             next_boot: recovery.next_boots.of(&self.names(), now()),
-            has_job: self.has_job,
+            has_job: self.job.is_some(),
+            job: self.job.map(str::to_owned),
         }
     }
 }

@@ -53,8 +53,8 @@ pub(crate) struct Recovery {
     pub(crate) recorder: Arc<FlightRecorder>,
     /// When this server started.
     pub(crate) started: Instant,
-    /// Held while a restore is created and while a restore point is removed: one of them sees the
-    /// other.
+    /// Held while a job is created, while a restore point is removed and while an image is made of one:
+    /// each of them sees the others.
     pub(crate) choosing: Mutex<()>,
     /// Captures that ran when this server started.
     before_start: HashSet<RestorePointId>,
@@ -71,7 +71,38 @@ pub(crate) enum RecoveryError {
     State(#[from] StateError),
 }
 
+/// An id for a restore point that is not given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NewIdError {
+    /// It is in use: two were asked for in one second, and chance made them the same.
+    #[error("the restore point {id} exists already; try again")]
+    Exists {
+        /// The id.
+        id: String,
+    },
+    /// The database.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
 impl Recovery {
+    /// An id that says when, in UTC, and that no other restore point has.
+    ///
+    /// # Errors
+    /// [`NewIdError`].
+    pub(crate) fn new_restore_point(&self) -> Result<RestorePointId, NewIdError> {
+        let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+        let random = Uuid::new_v4().simple().to_string();
+        let text = format!("{now}-{}", random.get(..4).unwrap_or("0000"));
+        let id = RestorePointId::try_from(text);
+        let id = id.map_err(|error| NewIdError::Exists { id: error.found })?;
+        let reserved = self.jobs.unfinished_captures()?;
+        if self.store.restore_points.contains(&id) || reserved.contains(&id) {
+            return Err(NewIdError::Exists { id: id.to_string() });
+        }
+        Ok(id)
+    }
+
     /// Opens store and state of a data directory, whose lock the caller holds, and tidies up after
     /// captures that nobody will go on with.
     ///

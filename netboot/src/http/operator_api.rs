@@ -11,13 +11,16 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use backup::manifest::RestorePointId;
-use protocol::api::{self, Action, JobRequest, JobView, MachineView, RestorePointView, ServerView};
+use backup::manifest::RestorePointKind;
+use protocol::api::{
+    self, Action, FactoryRequest, JobRequest, JobView, MachineView, RestorePointView, ServerView,
+};
 use protocol::dhcp::MacAddress;
 use protocol::job::JobKind;
 
 use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_json};
+use crate::factory::{self, FactoryError};
 use crate::flight_recorder::{MachineTimeline, Seen};
 use crate::jobs::JobRecord;
 
@@ -37,6 +40,7 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
         .route("/api/v1/jobs/{job}/cancel", post(cancel))
         .route(api::RESTORE_POINTS, get(restore_points))
         .route(api::PLANS, post(super::plan_api::plan))
+        .route(api::FACTORY_IMAGES, post(create_image))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(recovery)
@@ -65,6 +69,7 @@ async fn restore_points(State(recovery): Shared) -> Result<Json<Vec<RestorePoint
 
 /// A capture that made no restore point, as lists show it beside those that did.
 fn failed_capture(recovery: &Recovery, record: JobRecord) -> RestorePointView {
+    let purpose = record.job.kind.purpose();
     RestorePointView {
         id: record.job.kind.restore_point().clone(),
         machine_name: recovery.machines.name(&record.machine),
@@ -76,7 +81,8 @@ fn failed_capture(recovery: &Recovery, record: JobRecord) -> RestorePointView {
         disk_bytes: 0,
         data_bytes: 0,
         stored_bytes: record.stored_bytes,
-        kind: api::restore_point_kind(),
+        kind: purpose.kind.word().to_owned(),
+        image: purpose.image,
         pinned: false,
     }
 }
@@ -120,21 +126,32 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
     let kind = match request.action {
-        Action::Capture { point_kind } => {
-            recovery.store.check_room_for_capture()?;
-            JobKind::Capture {
-                restore_point: new_restore_point(recovery)?,
+        Action::Capture { point_kind, image } => {
+            let kind = JobKind::Capture {
+                restore_point: recovery.new_restore_point()?,
                 point_kind,
-            }
+                image,
+            };
+            factory::check_purpose(recovery, &kind.purpose())?;
+            recovery.store.check_room_for_capture()?;
+            kind
         }
         Action::Restore {
             restore_point,
             choices,
-        } => JobKind::Restore {
-            restore_point: recovery
-                .store
-                .restore_points
-                .resolve(&restore_point, (&machine.id, &machine.name))?,
+        } => {
+            let points = &recovery.store.restore_points;
+            let restore_point = points.resolve(&restore_point, (&machine.id, &machine.name))?;
+            factory::check_is_backup(recovery, &restore_point)?;
+            JobKind::Restore {
+                restore_point,
+                point_kind: RestorePointKind::Backup,
+                choices,
+            }
+        }
+        Action::Reset { image, choices } => JobKind::Restore {
+            restore_point: factory::resolve(recovery, image.as_deref())?.id,
+            point_kind: RestorePointKind::Factory,
             choices,
         },
     };
@@ -151,22 +168,35 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
     Ok(view(recovery, record))
 }
 
-/// An id that says when, in UTC, and that no other restore point has.
-pub(super) fn new_restore_point(recovery: &Recovery) -> Result<RestorePointId, Refusal> {
-    let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-    let random = uuid::Uuid::new_v4().simple().to_string();
-    let text = format!("{now}-{}", random.get(..4).unwrap_or("0000"));
-    let refuse = |text: String| {
-        Refusal::conflict(format!(
-            "the restore point {text} exists already; try again"
-        ))
-    };
-    let id = RestorePointId::try_from(text).map_err(|error| refuse(error.found))?;
-    let reserved = recovery.jobs.unfinished_captures()?;
-    if recovery.store.restore_points.contains(&id) || reserved.contains(&id) {
-        return Err(refuse(id.to_string()));
+/// Makes a factory image from a restore point.
+async fn create_image(State(recovery): Shared, body: Body) -> Result<Response, Refusal> {
+    let request: FactoryRequest = read_json(body, MAX_REQUEST).await?;
+    let view = smol::unblock(move || factory::create_from(&recovery, &request)).await?;
+    Ok((StatusCode::CREATED, Json(view)).into_response())
+}
+
+impl From<FactoryError> for Refusal {
+    fn from(error: FactoryError) -> Self {
+        match error {
+            FactoryError::Name(error) => error.into(),
+            FactoryError::Jobs(error) => error.into(),
+            FactoryError::Store(error) => error.into(),
+            FactoryError::Publish(error) => error.into(),
+            FactoryError::Id(error) => error.into(),
+            FactoryError::Taken { .. } => Self::conflict(error.to_string()),
+            FactoryError::NoImage => Self::not_found(error.to_string()),
+            FactoryError::SeveralImages { .. } => {
+                Self::new(StatusCode::CONFLICT, "ambiguous", error.to_string())
+            }
+            FactoryError::NotFactory { .. } | FactoryError::NotBackup { .. } => {
+                Self::new(StatusCode::CONFLICT, "wrong-kind", error.to_string())
+            }
+            FactoryError::Description { .. } | FactoryError::Backup => {
+                Self::bad_request(error.to_string())
+            }
+            FactoryError::Manifest { .. } | FactoryError::Json(_) => Self::internal(&error),
+        }
     }
-    Ok(id)
 }
 
 async fn cancel(

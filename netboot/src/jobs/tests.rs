@@ -42,6 +42,7 @@ fn restore_point() -> RestorePointId {
 fn restore() -> JobKind {
     JobKind::Restore {
         restore_point: restore_point(),
+        point_kind: Default::default(),
         choices: Choices::default(),
     }
 }
@@ -103,6 +104,7 @@ fn a_capture_and_a_restore_not_taken_yet_never_get_old() {
     bench.taken(JobKind::Capture {
         restore_point,
         point_kind: Default::default(),
+        image: None,
     });
     assert_eq!(stale(), None);
 }

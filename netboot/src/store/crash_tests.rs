@@ -120,6 +120,7 @@ pub(super) fn publish(store: &Store, name: &str, chunks: &[Vec<u8>]) -> Result<(
         machine: "m".into(),
         machine_name: "machine".into(),
         stored_bytes: 5,
+        purpose: Default::default(),
     };
     let bytes = serde_json::to_vec(&manifest).unwrap();
     let published = points.publish(&id(name), &bytes, &facts, &store.chunks);

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 
 use backup::Digest;
 use backup::chunk::{Chunk, ChunkError, Content};
-use backup::manifest::{Manifest, ManifestError, RestorePointId};
+use backup::manifest::{Manifest, ManifestError, Purpose, RestorePointId};
 use protocol::api::RestorePointView;
 
 use super::StoreError;
@@ -66,6 +66,14 @@ pub(crate) enum PublishError {
         expected: RestorePointId,
         /// The manifest's.
         found: RestorePointId,
+    },
+    /// It is for something else.
+    #[error("the manifest is of a {found} (expected a {expected}, as the job says, by its name)")]
+    OtherPurpose {
+        /// The job's kind.
+        expected: &'static str,
+        /// The manifest's kind.
+        found: &'static str,
     },
     /// There is a restore point of this id with other content.
     #[error("restore point {id} exists already and is another one")]
@@ -140,6 +148,8 @@ pub(crate) struct CaptureFacts {
     pub(crate) machine_name: String,
     /// Bytes that the capture added to the store.
     pub(crate) stored_bytes: u64,
+    /// What it was ordered for.
+    pub(crate) purpose: Purpose,
 }
 
 impl RestorePoints {
@@ -162,6 +172,12 @@ impl RestorePoints {
                 found: manifest.id,
             });
         }
+        if manifest.kind != facts.purpose.kind || manifest.image != facts.purpose.image {
+            return Err(PublishError::OtherPurpose {
+                expected: facts.purpose.kind.word(),
+                found: manifest.kind.word(),
+            });
+        }
         let _one_at_a_time = self
             .publishing
             .lock()
@@ -175,7 +191,7 @@ impl RestorePoints {
         let find = |digest: &Digest| chunks.claim(id, digest);
         let lists = check_lists(storage, &manifest, &staging, &find)?;
         chunks.seal()?;
-        let view = view_of(&manifest, manifest_bytes, facts);
+        let view = view_of(&manifest, facts);
         storage::create_directory(storage, &staging)?;
         self.remove_strays(id, &lists)?;
         storage::replace(storage, &staging.join(MANIFEST), manifest_bytes)?;
@@ -326,23 +342,8 @@ fn check_chunk(chunk: &Chunk, find: Find<'_>) -> Result<(), BadChunk> {
     })
 }
 
-/// What kind of restore point a manifest is of, where it says so (C5); the rest of it is checked by
-/// its own reader.
-fn kind_of(manifest_bytes: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Kind {
-        kind: Option<String>,
-    }
-    let found: Option<Kind> = serde_json::from_slice(manifest_bytes).ok();
-    let kind = found.and_then(|found| found.kind);
-    kind.unwrap_or_else(protocol::api::restore_point_kind)
-}
-
-pub(super) fn view_of(
-    manifest: &Manifest,
-    manifest_bytes: &[u8],
-    facts: &CaptureFacts,
-) -> RestorePointView {
+/// What lists show of a restore point.
+pub(super) fn view_of(manifest: &Manifest, facts: &CaptureFacts) -> RestorePointView {
     let system = manifest.system.as_ref();
     let host_name = system.and_then(|system| system.host_name.clone());
     RestorePointView {
@@ -367,7 +368,8 @@ pub(super) fn view_of(
             .fold(0, u64::saturating_add),
         data_bytes: manifest.data_bytes(),
         stored_bytes: facts.stored_bytes,
-        kind: kind_of(manifest_bytes),
+        kind: manifest.kind.word().to_owned(),
+        image: manifest.image.clone(),
         pinned: false,
     }
 }

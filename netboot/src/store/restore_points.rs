@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use backup::Digest;
-use backup::manifest::{Manifest, RestorePointId};
+use backup::manifest::{Manifest, Purpose, RestorePointId};
 use protocol::api::RestorePointView;
 
 use super::chunk_store::BATCH;
@@ -150,8 +150,8 @@ impl RestorePoints {
         self.storage.list(&path).is_ok()
     }
 
-    /// Finds a restore point by its id, by the beginning of its id, or as the `latest` of the
-    /// machine with this id and name.
+    /// Finds a restore point by its id, by the name of the factory image that it is, by the beginning
+    /// of its id, or as the `latest` backup of the machine with this id and name.
     ///
     /// # Errors
     /// [`RestorePointNameError`] when none or several answer to `name`.
@@ -165,7 +165,9 @@ impl RestorePoints {
         };
         let all = self.list();
         if name == "latest" {
-            let own = |view: &&RestorePointView| view.machine.as_deref() == Some(machine);
+            let own = |view: &&RestorePointView| {
+                view.machine.as_deref() == Some(machine) && !view.is_factory()
+            };
             let latest = all.iter().rev().find(own);
             return latest.map(|view| view.id.clone()).ok_or_else(|| {
                 RestorePointNameError::NoneYet {
@@ -178,6 +180,10 @@ impl RestorePoints {
         }
         if let Some(exact) = all.iter().find(|view| view.id.as_str() == name) {
             return Ok(exact.id.clone());
+        }
+        let named = |view: &&RestorePointView| view.image_name().is_some_and(|own| own.is(name));
+        if let Some(image) = all.iter().find(named) {
+            return Ok(image.id.clone());
         }
         let mut begin = all.iter().filter(|view| view.id.as_str().starts_with(name));
         match (begin.next(), begin.next()) {
@@ -316,6 +322,7 @@ fn read_view(
         machine: String::new(),
         machine_name: manifest.machine.macs.first().cloned().unwrap_or_default(),
         stored_bytes: 0,
+        purpose: Purpose::default(),
     };
-    Ok(view_of(&manifest, &bytes, &facts))
+    Ok(view_of(&manifest, &facts))
 }

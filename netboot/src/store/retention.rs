@@ -4,8 +4,10 @@
 //! machine that was off for a year keeps its seven daily ones. Only sound restore points are counted,
 //! so that a damaged one never takes a good one's place.
 //!
-//! Invariant: never removed are pinned ones, `factory` images, damaged ones (part of one may still be
-//! wanted; a person says `forget`), and the newest sound one of each machine.
+//! Factory images are counted apart from the backups, and only when that is asked for.
+//!
+//! Invariant: never removed are pinned ones, `factory` images (unless asked for), damaged ones (part of one may still be
+//! wanted; a person says `forget`), and the newest sound one of each machine and kind.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +15,18 @@ use jiff::{Timestamp, tz::TimeZone};
 use protocol::api::RestorePointView;
 use protocol::upkeep::{RetentionRules, Verdict};
 
-/// Decides for each restore point; machine by machine, the newest first.
+/// Decides for each restore point; machine by machine, the newest first. `images` says whether the rules
+/// are for factory images, too.
 pub(crate) fn decide(
     points: &[RestorePointView],
     rules: &RetentionRules,
     zone: &TimeZone,
+    images: bool,
 ) -> Vec<Verdict> {
-    let mut machines: BTreeMap<&str, Vec<&RestorePointView>> = BTreeMap::new();
+    let mut machines: BTreeMap<(&str, bool), Vec<&RestorePointView>> = BTreeMap::new();
     for point in points {
-        machines.entry(machine_of(point)).or_default().push(point);
+        let key = (machine_of(point), point.is_factory());
+        machines.entry(key).or_default().push(point);
     }
     let mut verdicts = Vec::new();
     for mut own in machines.into_values() {
@@ -32,10 +37,9 @@ pub(crate) fn decide(
             if point.pinned {
                 reasons.push("pinned".to_owned());
             }
-            if point.kind != protocol::api::restore_point_kind() {
-                reasons.push(format!("{} image", point.kind));
-            }
-            if is_sound(point) {
+            if point.is_factory() && !images {
+                reasons.push("factory image".to_owned());
+            } else if is_sound(point) {
                 reasons.extend(counted.reasons(point.captured_at));
             } else {
                 reasons.push(format!(
@@ -167,12 +171,13 @@ mod tests {
             data_bytes: 0,
             stored_bytes: 0,
             kind: "backup".to_owned(),
+            image: None,
             pinned: false,
         }
     }
 
     fn kept(points: &[RestorePointView], rules: &RetentionRules) -> Vec<u64> {
-        let verdicts = decide(points, rules, &TimeZone::UTC);
+        let verdicts = decide(points, rules, &TimeZone::UTC, false);
         assert_eq!(verdicts.len(), points.len());
         let kept = verdicts.iter().filter(|verdict| verdict.keep);
         kept.map(|verdict| verdict.captured_at).collect()
@@ -222,7 +227,7 @@ mod tests {
         };
         assert_eq!(kept(&points, &rules).len(), 2);
         let zone = TimeZone::fixed(jiff::tz::offset(2));
-        let verdicts = decide(&points, &rules, &zone);
+        let verdicts = decide(&points, &rules, &zone, false);
         assert_eq!(verdicts.iter().filter(|verdict| verdict.keep).count(), 1);
     }
 
@@ -235,7 +240,25 @@ mod tests {
         points[5].status = "damaged".to_owned();
         points.push(point("other", DAY));
         let kept = kept(&points, &RetentionRules::default());
-        assert_eq!(kept, [6 * DAY, 5 * DAY, 3 * DAY, 2 * DAY, DAY, DAY]);
+        assert_eq!(kept, [6 * DAY, 5 * DAY, 3 * DAY, DAY, 2 * DAY, DAY]);
+    }
+
+    #[test]
+    fn images_take_no_backups_place_and_leave_only_when_asked_for() {
+        let mut points: Vec<_> = (1..7).map(|n| point("m", n * DAY)).collect();
+        for image in [1, 3, 5] {
+            points[image].kind = "factory".to_owned();
+        }
+        let rules = RetentionRules {
+            keep_last: 1,
+            ..RetentionRules::default()
+        };
+        // The newest of all is an image, and the newest backup stays all the same.
+        assert_eq!(kept(&points, &rules), [5 * DAY, 6 * DAY, 4 * DAY, 2 * DAY]);
+        let verdicts = decide(&points, &rules, &TimeZone::UTC, true);
+        let stay = verdicts.iter().filter(|verdict| verdict.keep);
+        let stay: Vec<_> = stay.map(|verdict| verdict.captured_at).collect();
+        assert_eq!(stay, [5 * DAY, 6 * DAY]);
     }
 
     proptest! {

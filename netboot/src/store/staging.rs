@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::PoisonError;
 
 use backup::Digest;
-use backup::manifest::RestorePointId;
+use backup::manifest::{Manifest, RestorePointId};
 
 use super::lists::{self, ListError};
 use super::restore_points::RestorePoints;
@@ -217,6 +217,52 @@ impl RestorePoints {
         storage.rename(&part, &whole).map_err(cannot)?;
         storage::sync_directory(storage, &directory)?;
         Ok(())
+    }
+
+    /// Stages copies of the chunk lists of a restore point that is published, for another one over the
+    /// same chunks. They are checked when that one is published.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) fn stage_copies(
+        &self,
+        from: &RestorePointId,
+        to: &RestorePointId,
+        manifest: &Manifest,
+    ) -> Result<(), StoreError> {
+        let storage = self.storage.as_ref();
+        let _one_at_a_time = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let (from, to) = (self.published_root.join(from.as_str()), self.staging_of(to));
+        storage::create_directory(storage, &to)?;
+        let digests: HashSet<_> = manifest
+            .contents()
+            .map(|(content, _)| content.digest)
+            .collect();
+        for digest in &digests {
+            let path = lists::path(&to, digest);
+            let cannot = |source| StoreError::io("cannot copy to", &path, source);
+            let copy = storage.create(&path).map_err(cannot)?;
+            let mut at = 0;
+            let copied = lists::hash(storage, &lists::path(&from, digest), |bytes| {
+                copy.write_all_at(bytes, at).map_err(cannot)?;
+                at += bytes.len() as u64;
+                Ok::<_, ListError>(())
+            });
+            match copied {
+                Ok(found) if found == *digest => {}
+                Err(ListError::Store(error)) => return Err(error),
+                // Published lists are whole; the disk has had this one since.
+                _ => {
+                    return Err(StoreError::io(
+                        "cannot use the chunk list",
+                        &lists::path(&from, digest),
+                        std::io::ErrorKind::InvalidData.into(),
+                    ));
+                }
+            }
+            copy.sync().map_err(cannot)?;
+        }
+        storage::sync_directory(storage, &to)
     }
 
     /// Throws away what a capture staged that will not be published.

@@ -182,6 +182,7 @@ pub(super) fn manifest_of(id: &RestorePointId, chunks: &[Vec<u8>]) -> (Manifest,
         format: 1,
         id: id.clone(),
         kind: Default::default(),
+        image: None,
         hardware: None,
         captured_at: 1,
         agent_version: "0".into(),
@@ -220,6 +221,7 @@ fn publish(store: &Store, id: &RestorePointId, chunks: &[Vec<u8>]) -> Result<(),
         machine: "m".into(),
         machine_name: "machine".into(),
         stored_bytes: 5,
+        purpose: Default::default(),
     };
     let bytes = serde_json::to_vec(&manifest).unwrap();
     store

@@ -240,6 +240,7 @@ impl Capture {
             format: 1,
             id: id.clone(),
             kind: Default::default(),
+            image: None,
             hardware: None,
             captured_at: 1_700_000_000,
             agent_version: "0.1.0".into(),
@@ -328,6 +329,7 @@ pub(super) fn begin_capture(server: &Server, machine: u8) -> Job {
             &mac(machine),
             api::Action::Capture {
                 point_kind: Default::default(),
+                image: None,
             },
         )
         .unwrap();

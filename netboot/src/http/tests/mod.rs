@@ -1,5 +1,6 @@
 //! Both APIs over real sockets, with an agent and an operator that are made up.
 
+mod factory;
 mod fake_agent;
 
 use backup::Digest;
@@ -460,6 +461,7 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             "twin",
             Action::Capture {
                 point_kind: Default::default(),
+                image: None,
             },
         )
         .unwrap_err();
@@ -472,7 +474,8 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             .order(
                 "nobody",
                 Action::Capture {
-                    point_kind: Default::default()
+                    point_kind: Default::default(),
+                    image: None,
                 }
             )
             .unwrap_err()
@@ -484,7 +487,8 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             .order(
                 "02",
                 Action::Capture {
-                    point_kind: Default::default()
+                    point_kind: Default::default(),
+                    image: None,
                 }
             )
             .unwrap_err()
@@ -499,6 +503,7 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             &machines[0].id[..13],
             Action::Capture {
                 point_kind: Default::default(),
+                image: None,
             },
         )
         .unwrap();
@@ -513,6 +518,7 @@ fn a_machine_with_an_unfinished_job_gets_no_second_one() {
             &mac(1),
             Action::Capture {
                 point_kind: Default::default(),
+                image: None,
             },
         )
         .unwrap_err();
@@ -587,6 +593,7 @@ fn a_held_beacon_is_answered_as_soon_as_there_is_a_job() {
                 &mac(1),
                 Action::Capture {
                     point_kind: Default::default(),
+                    image: None,
                 },
             )
             .unwrap();
@@ -619,6 +626,7 @@ fn a_cancelled_job_is_told_at_the_next_report_and_its_uploads_are_refused() {
             &mac(1),
             Action::Capture {
                 point_kind: Default::default(),
+                image: None,
             },
         )
         .unwrap();
