@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::beacon::AgentState;
 use crate::job::{Afterwards, JobKind, JobState};
 use crate::progress::Progress;
+use crate::unlock::VolumeKey;
 
 /// POST a [`crate::beacon::Beacon`].
 pub const BEACON: &str = "/api/v1/beacon";
@@ -65,6 +66,13 @@ pub fn missing_chunks(job: &str) -> String {
 #[must_use]
 pub fn upload_chunks(job: &str) -> String {
     format!("/api/v1/jobs/{job}/chunks")
+}
+
+/// GET the [`VolumeKey`]s of a capture that runs. 409 with the code `key-needed` when the server has them no
+/// more: it keeps keys in memory only.
+#[must_use]
+pub fn job_keys(job: &str) -> String {
+    format!("/api/v1/jobs/{job}/keys")
 }
 
 /// A chunk list while it is being captured; `name` is `{disk}-{region}`, decimal.
@@ -138,7 +146,7 @@ pub fn next_boot(machine: &str) -> String {
 #[error("{message}")]
 pub struct ApiError {
     /// A word for programs: `not-found`, `ambiguous`, `bad-request`, `conflict`, `damaged-chunk`,
-    /// `missing-chunk`, `store-full`, `internal`.
+    /// `missing-chunk`, `key-needed`, `store-full`, `internal`.
     pub code: String,
     /// One sentence for people.
     pub message: String,
@@ -190,6 +198,9 @@ pub enum Action {
         /// What the restore point is for.
         #[serde(default)]
         point_kind: RestorePointKind,
+        /// Encrypted volumes that are to be opened, with their keys.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unlock: Vec<VolumeKey>,
     },
     /// Rebuild it.
     Restore {

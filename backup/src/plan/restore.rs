@@ -52,7 +52,7 @@ pub fn plan_restore(
         ));
         return Err(refusals);
     }
-    let mut notes = Vec::new();
+    let mut notes = manifest.encrypt_again();
     let mut disks = Vec::new();
     match assign(&manifest.disks, &target.disks, choices) {
         Err(more) => refusals.extend(more),

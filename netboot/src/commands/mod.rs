@@ -9,6 +9,7 @@ mod booting;
 mod catalogue;
 mod file_options;
 mod files;
+mod keys;
 mod lists;
 mod options;
 mod start;
@@ -29,6 +30,7 @@ use crate::files::FilesError;
 use crate::http::RecoveryError;
 use crate::store::{Store, StoreError};
 use crate::upkeep::UpkeepError;
+use keys::KeyError;
 use protocol::upkeep::RetentionRules;
 
 /// Why a command did not do what was asked.
@@ -87,6 +89,9 @@ pub(crate) enum CommandError {
     /// Restore points that rules do not keep and that are there still.
     #[error("not all could be removed: {0}")]
     NotRemoved(String),
+    /// A key cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[from] std::io::Error),
@@ -117,7 +122,7 @@ impl CommandError {
             | Self::Recovery(_)
             | Self::Output(_)
             | Self::Picture { .. } => ExitCode::System,
-            Self::NoStore(_) => ExitCode::Missing,
+            Self::NoStore(_) | Self::Key(KeyError::Read { .. }) => ExitCode::Missing,
             Self::Client(_)
             | Self::JobEnded { .. }
             | Self::Damaged { .. }
@@ -125,6 +130,7 @@ impl CommandError {
             | Self::NotAll { .. }
             | Self::Upkeep(_)
             | Self::Collection(_)
+            | Self::Key(_)
             | Self::NotRemoved(_)
             | Self::Json(_) => ExitCode::Failure,
         }

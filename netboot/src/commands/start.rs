@@ -7,7 +7,7 @@ use protocol::beacon::AgentState;
 use super::lists::escaped;
 use super::options::{CaptureArgs, JobArgs, ListArgs, RestoreArgs};
 use super::table::{ago, clean, short};
-use super::{CommandError, print, print_json, watch};
+use super::{CommandError, keys, print, print_json, watch};
 use crate::control_client::ControlClient;
 use crate::state::now;
 
@@ -16,6 +16,7 @@ pub(super) fn capture(client: &ControlClient, args: &CaptureArgs) -> Result<(), 
         machine: args.machine.clone(),
         action: Action::Capture {
             point_kind: Default::default(),
+            unlock: keys::read(&args.unlock)?,
         },
         afterwards: args.job.then.into(),
     };
@@ -59,8 +60,21 @@ fn announcement(job: &JobView, machine: Option<&MachineView>, request: &JobReque
     let name = clean(&job.machine_name);
     let (id, point) = (short(&job.id), job.kind.restore_point());
     let mut text = match &request.action {
-        Action::Capture { .. } => {
-            format!("Job {id}: capture of {name} as restore point {point}.\n")
+        Action::Capture { unlock, .. } => {
+            let mut text = format!("Job {id}: capture of {name} as restore point {point}.\n");
+            for key in unlock {
+                text.push_str(&format!(
+                    "It opens {} with its key; that volume is stored plain.\n",
+                    key.place
+                ));
+            }
+            if !unlock.is_empty() {
+                text.push_str(
+                    "The key is kept in the server's memory until the job is over; if the server \
+                     is started again before, it is needed again.\n",
+                );
+            }
+            text
         }
         Action::Restore { choices, .. } => {
             let head = format!("Job {id}: restore of {name} from restore point {point}.\n");

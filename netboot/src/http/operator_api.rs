@@ -15,6 +15,7 @@ use backup::manifest::RestorePointId;
 use protocol::api::{self, Action, JobRequest, JobView, MachineView, RestorePointView, ServerView};
 use protocol::dhcp::MacAddress;
 use protocol::job::JobKind;
+use protocol::unlock;
 
 use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_json};
@@ -22,7 +23,10 @@ use crate::flight_recorder::{MachineTimeline, Seen};
 use crate::jobs::JobRecord;
 
 /// The most bytes of a request for a job.
-const MAX_REQUEST: usize = 256 * 1024;
+const MAX_REQUEST: usize = 512 * 1024;
+
+// Every key as hexadecimal digits, and as much again for everything else.
+const _: () = assert!(MAX_REQUEST >= 3 * unlock::MAX_KEYS * unlock::MAX_KEY);
 
 type Shared = State<Arc<Recovery>>;
 
@@ -118,12 +122,16 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
         .choosing
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
+    let mut keys = Vec::new();
     let kind = match request.action {
-        Action::Capture { point_kind } => {
+        Action::Capture { point_kind, unlock } => {
+            unlock::check(&unlock).map_err(|error| Refusal::bad_request(error.to_string()))?;
             recovery.store.check_room_for_capture()?;
+            keys = unlock;
             JobKind::Capture {
                 restore_point: new_restore_point(recovery)?,
                 point_kind,
+                unlock: keys.iter().map(|key| key.place.clone()).collect(),
             }
         }
         Action::Restore {
@@ -139,7 +147,7 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
     };
     let record = recovery
         .jobs
-        .create(&machine.id, kind, request.afterwards)?;
+        .create_with_keys(&machine.id, kind, request.afterwards, keys)?;
     log::info!(
         "job {}: {} of {} created for {}",
         record.job.id,

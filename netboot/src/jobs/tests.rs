@@ -103,6 +103,7 @@ fn a_capture_and_a_restore_not_taken_yet_never_get_old() {
     bench.taken(JobKind::Capture {
         restore_point,
         point_kind: Default::default(),
+        unlock: Vec::new(),
     });
     assert_eq!(stale(), None);
 }

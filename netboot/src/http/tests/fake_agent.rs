@@ -233,6 +233,7 @@ impl Capture {
                 coverage: Coverage::Whole {
                     reason: "no table".into(),
                 },
+                was_encrypted: None,
                 content,
             }],
         };
@@ -328,6 +329,7 @@ pub(super) fn begin_capture(server: &Server, machine: u8) -> Job {
             &mac(machine),
             api::Action::Capture {
                 point_kind: Default::default(),
+                unlock: Vec::new(),
             },
         )
         .unwrap();

@@ -398,6 +398,7 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             "twin",
             Action::Capture {
                 point_kind: Default::default(),
+                unlock: Vec::new(),
             },
         )
         .unwrap_err();
@@ -410,7 +411,8 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             .order(
                 "nobody",
                 Action::Capture {
-                    point_kind: Default::default()
+                    point_kind: Default::default(),
+                    unlock: Vec::new(),
                 }
             )
             .unwrap_err()
@@ -422,7 +424,8 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             .order(
                 "02",
                 Action::Capture {
-                    point_kind: Default::default()
+                    point_kind: Default::default(),
+                    unlock: Vec::new(),
                 }
             )
             .unwrap_err()
@@ -437,6 +440,7 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             &machines[0].id[..13],
             Action::Capture {
                 point_kind: Default::default(),
+                unlock: Vec::new(),
             },
         )
         .unwrap();
@@ -451,6 +455,7 @@ fn a_machine_with_an_unfinished_job_gets_no_second_one() {
             &mac(1),
             Action::Capture {
                 point_kind: Default::default(),
+                unlock: Vec::new(),
             },
         )
         .unwrap_err();
@@ -525,6 +530,7 @@ fn a_held_beacon_is_answered_as_soon_as_there_is_a_job() {
                 &mac(1),
                 Action::Capture {
                     point_kind: Default::default(),
+                    unlock: Vec::new(),
                 },
             )
             .unwrap();
@@ -557,6 +563,7 @@ fn a_cancelled_job_is_told_at_the_next_report_and_its_uploads_are_refused() {
             &mac(1),
             Action::Capture {
                 point_kind: Default::default(),
+                unlock: Vec::new(),
             },
         )
         .unwrap();
