@@ -388,6 +388,29 @@ impl Server {
         self.ask(&["capture", machine])
     }
 
+    /// Orders a capture that opens encrypted volumes, `DISK:PARTITION=FILE` each; the machine waits then.
+    pub(crate) fn capture_with_keys(
+        &self,
+        machine: &str,
+        keys: &[String],
+    ) -> Result<JobView, ServerError> {
+        let mut words = vec!["capture", machine, "--then", "wait"];
+        for key in keys {
+            words.extend(["--unlock", key]);
+        }
+        self.ask(&words)
+    }
+
+    /// What people are shown of a restore point.
+    pub(crate) fn show(&self, restore_point: &str) -> Result<String, ServerError> {
+        let mut command = Command::new(&self.config.program);
+        command
+            .arg("--data-dir")
+            .arg(&self.config.data_dir)
+            .args(["show", restore_point]);
+        Ok(tool::run(&mut command)?)
+    }
+
     /// Orders a restore of a machine.
     pub(crate) fn restore(
         &self,

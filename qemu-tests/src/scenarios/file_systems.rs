@@ -21,10 +21,10 @@ use crate::lab::server::{Server, ServerConfig};
 use crate::lab::tool;
 
 const SIZE: u64 = 320 << 20;
-const FILL: &str = include_str!("fill_tree.sh");
+pub(super) const FILL: &str = include_str!("fill_tree.sh");
 /// What must come back: every file's kind, mode, owner, size, time and target, and its content. Folders have no time
 /// here: mtools gives them that of the copy.
-const LIST: &str = "cd \"$1\" && find . -mindepth 1 \\( -type d -printf '%P %y %m %U:%G\\n' \
+pub(super) const LIST: &str = "cd \"$1\" && find . -mindepth 1 \\( -type d -printf '%P %y %m %U:%G\\n' \
     -o -printf '%P %y %m %U:%G %s %T@ %l\\n' \\) | LC_ALL=C sort \
     && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
 const TICK: Duration = Duration::from_millis(100);
@@ -270,7 +270,7 @@ fn mounted(
     result
 }
 
-fn shell(script: &str, arguments: &[&Path]) -> anyhow::Result<String> {
+pub(super) fn shell(script: &str, arguments: &[&Path]) -> anyhow::Result<String> {
     let mut command = Command::new("bash");
     command.args(["-c", &format!("set -euo pipefail\n{script}"), "scenario"]);
     Ok(tool::run(command.args(arguments))?)

@@ -1,6 +1,7 @@
 //! Both APIs over real sockets, with an agent and an operator that are made up.
 
 mod fake_agent;
+mod keys;
 
 use backup::Digest;
 use backup::chunk::RecordHeader;
