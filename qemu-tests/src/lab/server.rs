@@ -353,6 +353,11 @@ impl Server {
         self.wait_until_ready(Deadline::seconds(30))
     }
 
+    /// Where agents on this computer reach it, on loopback.
+    pub(crate) fn url(&self) -> String {
+        self.config.http_url()
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()

@@ -21,6 +21,7 @@ mod random_frames;
 mod real_network;
 mod restore;
 mod room_of_machines;
+mod running_host;
 mod site;
 mod source_boots;
 mod stage;
@@ -159,6 +160,12 @@ const STORIES: &[Scenario] = &[
         about: "LUKS1 and LUKS2 captured plain with their keys, a wrong one refused, restored over themselves",
         long: false,
         play: encrypted::play,
+    },
+    Scenario {
+        name: "running-host",
+        about: "a Debian with LVM backs up its mounted volume by snapshot; it comes back clean",
+        long: true,
+        play: running_host::play,
     },
     Scenario {
         name: "real-network-udhcpc",
