@@ -43,14 +43,16 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
     let mut site = Site::open(stage)?;
     let port = site.add_port()?;
     let mut guest = machine.switch_on(stage, Some(&port), "boot")?;
-    let view = site.wait_for_beacon(&machine, &mut guest)?;
-    let name = view
-        .inventory
-        .disks
-        .first()
-        .context("no disk")?
-        .name
-        .clone();
+    // Disks may come up later than the network; a later beacon has them.
+    let deadline = Deadline::seconds(60);
+    let name = loop {
+        let view = site.wait_for_beacon(&machine, &mut guest)?;
+        if let Some(disk) = view.inventory.disks.first() {
+            break disk.name.clone();
+        }
+        ensure!(deadline.remaining().is_some(), "the beacon names no disk");
+        std::thread::sleep(std::time::Duration::from_millis(250));
+    };
     let key = |partition: u32, file: &str| {
         let file = stage.disks().join(file);
         format!("{name}:{partition}={}", file.display())
