@@ -66,8 +66,12 @@ fn ordinary(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backup {
             server,
             disks,
+            unlock,
             json,
-        } => return run::native::backup(&server, &disks, json),
+        } => {
+            let keys = run::keys::read(&unlock)?;
+            return run::native::backup(&server, &disks, keys, json);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -89,6 +93,7 @@ fn one_job(server: &str, file: &str) -> anyhow::Result<ExitCode> {
         inventory,
         platform: Arc::new(kernel),
         cancelled: Arc::default(),
+        keys: Vec::new(),
     };
     let outcome = work(&job, &net::http::Server::new(server), machine);
     crate::log::flush();

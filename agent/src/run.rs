@@ -12,5 +12,6 @@
 pub(crate) mod arguments;
 pub(crate) mod environment;
 pub(crate) mod init;
+pub(crate) mod keys;
 pub(crate) mod native;
 pub(crate) mod work;

@@ -307,8 +307,26 @@ pub struct Region {
     pub volume: Option<Volume>,
     /// Which of its bytes were saved.
     pub coverage: Coverage,
+    /// What it was encrypted with, when it was opened with its key and is kept plain: all else of the region is
+    /// of the plain volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was_encrypted: Option<String>,
     /// Its content.
     pub content: ChunkListRef,
+}
+
+impl Region {
+    /// What it is called among the regions of disk `number`, in the middle of a sentence.
+    #[must_use]
+    pub fn place(&self, number: u32) -> String {
+        match self.kind {
+            RegionKind::Partition { number: partition } => {
+                format!("partition {partition} of disk {number}")
+            }
+            RegionKind::WholeDisk => format!("disk {number}"),
+            RegionKind::Gap => format!("the gap at {} of disk {number}", self.range),
+        }
+    }
 }
 
 /// One captured disk.
@@ -465,6 +483,33 @@ impl Manifest {
         self.contents()
             .map(|(content, _)| content.data_bytes)
             .fold(0, u64::saturating_add)
+    }
+
+    /// For each region that was encrypted and is kept plain, a sentence for whoever restores it.
+    #[must_use]
+    pub fn encrypt_again(&self) -> Vec<String> {
+        let regions = self
+            .disks
+            .iter()
+            .flat_map(|disk| disk.regions.iter().map(|region| (disk.number, region)));
+        regions
+            .filter_map(|(number, region)| {
+                let with = region.was_encrypted.as_ref()?;
+                let place = region.place(number);
+                let mut text = format!(
+                    "Encryption must be switched on again: {place} was encrypted ({with}) and is \
+                     restored plain."
+                );
+                if with.starts_with("LUKS") {
+                    text.push_str(
+                        " A Linux that starts from it still looks for the encrypted volume: take it \
+                         out of /etc/crypttab, and name the plain one in /etc/fstab and for the \
+                         kernel.",
+                    );
+                }
+                Some(text)
+            })
+            .collect()
     }
 
     /// All regions of all disks.

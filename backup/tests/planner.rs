@@ -196,6 +196,7 @@ impl Source {
                     range: region.range,
                     volume: region.volume.clone(),
                     coverage: region.coverage.clone(),
+                    was_encrypted: None,
                     content: ChunkListRef {
                         digest: Digest::of(b""),
                         chunks: 1,

@@ -57,6 +57,7 @@ fn image(number: u32) -> DiskImage {
             range: ByteRange::between(0, SIZE),
             volume: Some(volume(FileSystemKind::Lvm, SIZE)),
             coverage: Coverage::UsedBlocks,
+            was_encrypted: None,
             content: content(MIB),
         }],
     }

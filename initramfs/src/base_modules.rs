@@ -52,6 +52,8 @@ const X64_GROUPS: &[Group] = &[
     group("USB 1 host controllers of Intel and VIA", Required, &["uhci_hcd"]),
     group("the checksum of ext4 on processors that have an instruction for it", WhenThere,
         &["crc32c_intel"]),
+    group("AES of encrypted volumes on processors that have instructions for it", WhenThere,
+        &["aesni_intel"]),
 ];
 
 /// What only machines with an Arm processor have: servers, and small computers that start by UEFI.
@@ -117,6 +119,10 @@ const GROUPS: &[Group] = &[
         &["nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"]),
     group("UEFI boot entries", Required, &["efivarfs"]),
     group("files as disks", Required, &["loop"]),
+    group("encrypted volumes that are opened with their key", Required, &["dm_crypt"]),
+    // LUKS is `xts(aes)` today and was `cbc(aes)` with `essiv`; BitLocker has all three, `ecb` for its older ones.
+    group("ciphers of encrypted volumes, which dm_crypt asks for by name", WhenThere,
+        &["xts", "cbc", "ecb", "essiv", "aes_generic", "sha256_generic", "algif_skcipher"]),
 ];
 
 /// A module that asks the kernel for another one while it runs, which a `depends=` does not say.

@@ -17,16 +17,18 @@ use crate::packages::{Package, PackageError, PackageId, Packages};
 use crate::rooted;
 use crate::tree::Tree;
 
-/// Package and program: what the restore runs.
+/// Package and program: what captures and restores run.
 ///
 /// `resize2fs` grows the last file system of a restored disk, `e2fsck` must run before it, `tune2fs` and
-/// `dumpe2fs` tell and change a file system's identity; `ntfsresize` grows an NTFS.
+/// `dumpe2fs` tell and change a file system's identity; `ntfsresize` grows an NTFS. `cryptsetup` opens an encrypted
+/// volume whose key was given with a capture.
 const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "e2fsck"),
     ("e2fsprogs", "resize2fs"),
     ("e2fsprogs", "tune2fs"),
     ("e2fsprogs", "dumpe2fs"),
     ("ntfs-3g", "ntfsresize"),
+    ("cryptsetup-bin", "cryptsetup"),
 ];
 
 /// Where Debian's dynamic loader looks when it has no cache file, for the library `name`.

@@ -13,6 +13,7 @@ use event_listener::{Event, EventListener};
 use protocol::beacon::AgentState;
 use protocol::job::{Afterwards, Job, JobKind, JobReport, JobState};
 use protocol::progress::Progress;
+use protocol::unlock::{VolumeKey, VolumePlace};
 use rusqlite::{Row, params};
 use uuid::Uuid;
 
@@ -66,6 +67,12 @@ pub(crate) enum JobError {
         /// What it does.
         found: &'static str,
     },
+    /// Its keys are gone: they are kept in memory only.
+    #[error(
+        "the server has the key of the encrypted volume no more: it was started again since the capture was \
+         ordered, and keeps keys in memory only; order the capture again with its key"
+    )]
+    KeyNeeded,
     /// The database failed.
     #[error(transparent)]
     State(#[from] StateError),
@@ -121,6 +128,8 @@ pub(crate) struct Jobs {
     progress: Mutex<HashMap<String, Progress>>,
     /// What uploads stored and is not written yet, for the same reason.
     stored: Mutex<HashMap<String, u64>>,
+    /// Keys of encrypted volumes that unfinished captures open: never written anywhere.
+    keys: Mutex<HashMap<String, Vec<VolumeKey>>>,
     changed: Event,
 }
 
@@ -134,6 +143,7 @@ impl Jobs {
             database,
             progress: Mutex::default(),
             stored: Mutex::default(),
+            keys: Mutex::default(),
             changed: Event::new(),
         }
     }
@@ -153,10 +163,28 @@ impl Jobs {
         kind: JobKind,
         afterwards: Afterwards,
     ) -> Result<JobRecord, JobError> {
+        self.create_with_keys(machine, kind, afterwards, Vec::new())
+    }
+
+    /// Creates a job that opens encrypted volumes with these keys.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(crate) fn create_with_keys(
+        &self,
+        machine: &str,
+        kind: JobKind,
+        afterwards: Afterwards,
+        keys: Vec<VolumeKey>,
+    ) -> Result<JobRecord, JobError> {
         if let Some(other) = self.unfinished(machine)? {
             return Err(busy(other));
         }
         let id = Uuid::new_v4().to_string();
+        // Before the job, which is handed out as soon as it is there.
+        if !keys.is_empty() {
+            self.lock_keys().insert(id.clone(), keys);
+        }
         let inserted = self.database.with(|connection| {
             connection.execute(
                 "INSERT INTO job (id, machine, kind, afterwards, state, summary, stored_bytes,
@@ -172,6 +200,7 @@ impl Jobs {
             )
         });
         if let Err(error) = inserted {
+            self.lock_keys().remove(&id);
             // Another request came between: the unique index refused ours.
             return Err(match self.unfinished(machine)? {
                 Some(other) => busy(other),
@@ -374,6 +403,24 @@ impl Jobs {
         Ok(Some(self.get(&record.job.id)?))
     }
 
+    /// The keys of a running capture.
+    ///
+    /// # Errors
+    /// [`JobError::KeyNeeded`] when it needs some that are not there any more.
+    pub(crate) fn keys(&self, id: &str) -> Result<Vec<VolumeKey>, JobError> {
+        let record = self.running(id, "capture")?;
+        let JobKind::Capture { unlock, .. } = record.job.kind else {
+            return Ok(Vec::new());
+        };
+        let keys = self.lock_keys().get(id).cloned().unwrap_or_default();
+        let has = |place: &VolumePlace| keys.iter().any(|key| key.place == *place);
+        if unlock.iter().all(has) {
+            Ok(keys)
+        } else {
+            Err(JobError::KeyNeeded)
+        }
+    }
+
     /// The job of an agent's request, if it is running and of this kind ([`JobKind::word`]).
     ///
     /// # Errors
@@ -574,6 +621,7 @@ impl Jobs {
             return Ok(false);
         }
         self.lock_progress().remove(&record.job.id);
+        self.lock_keys().remove(&record.job.id);
         self.changed.notify(usize::MAX);
         Ok(true)
     }
@@ -603,6 +651,10 @@ impl Jobs {
             record.stored_bytes = record.stored_bytes.saturating_add(pending);
         }
         Ok(records)
+    }
+
+    fn lock_keys(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<VolumeKey>>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_stored(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {

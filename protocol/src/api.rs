@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::beacon::AgentState;
 use crate::job::{Afterwards, JobKind, JobState};
 use crate::progress::Progress;
+use crate::unlock::VolumeKey;
 
 /// POST a [`crate::beacon::Beacon`].
 pub const BEACON: &str = "/api/v1/beacon";
@@ -71,6 +72,13 @@ pub fn missing_chunks(job: &str) -> String {
 #[must_use]
 pub fn upload_chunks(job: &str) -> String {
     format!("/api/v1/jobs/{job}/chunks")
+}
+
+/// GET the [`VolumeKey`]s of a capture that runs. 409 with the code `key-needed` when the server has them no
+/// more: it keeps keys in memory only.
+#[must_use]
+pub fn job_keys(job: &str) -> String {
+    format!("/api/v1/jobs/{job}/keys")
 }
 
 /// A chunk list while it is being captured; `name` is `{disk}-{region}`, decimal.
@@ -144,8 +152,8 @@ pub fn next_boot(machine: &str) -> String {
 #[error("{message}")]
 pub struct ApiError {
     /// A word for programs: `not-found`, `ambiguous`, `bad-request`, `conflict`, `damaged-chunk`,
-    /// `missing-chunk`, `store-full`, `wrong-kind` (a factory image where a backup is meant, or the
-    /// other way round), `internal`.
+    /// `missing-chunk`, `key-needed`, `store-full`, `wrong-kind` (a factory image where a backup is
+    /// meant, or the other way round), `internal`.
     pub code: String,
     /// One sentence for people.
     pub message: String,
@@ -200,6 +208,9 @@ pub enum Action {
         /// What it is called, if it is a factory image.
         #[serde(default)]
         image: Option<ImageLabel>,
+        /// Encrypted volumes that are to be opened, with their keys.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unlock: Vec<VolumeKey>,
     },
     /// Rebuild it from a backup.
     Restore {

@@ -5,6 +5,7 @@ use backup::plan::Choices;
 use serde::{Deserialize, Serialize};
 
 use crate::progress::Progress;
+use crate::unlock::VolumePlace;
 
 /// What a job does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub enum JobKind {
         /// What it will be called, if it is to be a factory image.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         image: Option<ImageLabel>,
+        /// The encrypted volumes that are to be opened; [`crate::api::job_keys`] has their keys.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unlock: Vec<VolumePlace>,
     },
     /// Rebuild the machine from a restore point.
     Restore {
@@ -158,7 +162,7 @@ pub enum JobReport {
         /// What, where, expected and found, whether the disk was touched, what to do next.
         reason: String,
         /// A machine-readable word: `damaged-chunk`, `refused`, `disk-error`, `network`, `server`,
-        /// `tool`, `boot-repair`, `cancelled`, `internal`.
+        /// `tool`, `boot-repair`, `wrong-key`, `key-needed`, `cancelled`, `internal`.
         code: String,
     },
 }

@@ -10,4 +10,5 @@ pub mod dhcp;
 pub mod job;
 pub mod progress;
 pub mod tftp;
+pub mod unlock;
 pub mod upkeep;

@@ -22,6 +22,7 @@ mod read;
 mod send;
 mod source;
 mod system;
+mod unlock;
 mod volumes;
 
 /// Saves the machine's disks as `restore_point`. Returns sentences for people.
@@ -49,6 +50,8 @@ fn run(
         engine,
         engine.inventory.disks.iter().filter(|disk| !disk.removable),
     )?;
+    let fixed = engine.inventory.disks.iter().filter(|disk| !disk.removable);
+    unlock::check_places(engine.keys, &fixed.collect::<Vec<_>>())?;
     let (mut sources, mut kept) = (Vec::new(), 0);
     for disk in engine.inventory.disks.iter().filter(|disk| !disk.removable) {
         let number = u32::try_from(sources.len())
@@ -131,6 +134,18 @@ fn summary(
                     .sum()
             )
         ));
+    }
+    for source in sources {
+        for region in &source.image.regions {
+            if let Some(with) = &region.was_encrypted {
+                sentences.push(format!(
+                    "Opened with its key: {} of {} is encrypted ({with}) and is kept plain in the \
+                     store; after a restore, encryption must be switched on again.",
+                    region.place(source.image.number),
+                    source.disk.name
+                ));
+            }
+        }
     }
     for volume in &manifest.logical_volumes {
         sentences.push(format!(

@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use backup::Digest;
-use backup::filesystem::{Section, survey_volume};
+use backup::filesystem::{Section, Survey, encryption, survey_volume};
 use backup::hardware::Disk;
 use backup::layout::{LayoutRegion, survey_disk};
 use backup::manifest::{ChunkListRef, DiskImage, PartitionTable, Region, RegionKind};
 use backup::plan::capture::{RegionPlan, plan_region};
 use backup::units::HumanBytes;
 
+use super::unlock::PlainDisk;
 use crate::device::{Access, BlockDevice, DiskReader};
 use crate::job::Engine;
 use crate::job::error::Fault;
@@ -35,13 +36,15 @@ pub(crate) struct Source<'a> {
 /// What is read of a region.
 pub(crate) struct Planned {
     layout: LayoutRegion,
+    /// The plain volume's bytes, when it is an encrypted one that is open.
+    plain: Option<u64>,
     pub(crate) read_bytes: u64,
     /// `None` when it is too large to be kept.
     plan: Option<RegionPlan>,
 }
 
 impl<'a> Source<'a> {
-    /// Opens a disk and plans what is saved of it. `number` is the disk's in the manifest, `kept` the
+    /// Opens a disk, and what of it there are keys for, and plans what is saved of it. `number` is the disk's in the manifest, `kept` the
     /// bytes of plans that are kept already.
     ///
     /// # Errors
@@ -54,7 +57,7 @@ impl<'a> Source<'a> {
         kept: &mut usize,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Fault> {
-        let device: Arc<dyn BlockDevice> = Arc::from(engine.platform.open(disk, Access::Read)?);
+        let device = engine.platform.open(disk, Access::Read)?;
         let (size, sector) = (device.size(), device.sector());
         if (size, sector) != (disk.size, disk.logical_sector) {
             return Err(Fault::NotAsPlanned(format!(
@@ -67,17 +70,24 @@ impl<'a> Source<'a> {
             Fault::NotAsPlanned(format!("{}: {}", device.name(), chain(&error)))
         })?;
         log::info!("{}:", disk.describe());
+        let device = Arc::new(PlainDisk::open(engine, disk, device, &layout.regions)?);
         let (mut planned, mut regions) = (Vec::new(), Vec::new());
         for layout in layout.regions {
             engine.check_cancelled()?;
-            let plan = survey(device.as_ref(), &layout);
+            let opened = device.opened(layout.range);
+            let plain = opened.map(|(_, plain)| plain);
+            let plan = survey(device.as_ref(), &layout, plain);
             log::info!("  {plan}");
-            regions.push(region(&plan));
+            regions.push(Region {
+                was_encrypted: opened.map(|(with, _)| with.to_owned()),
+                ..region(&plan)
+            });
             let memory = plan.memory();
             let fits = *kept + memory <= KEPT;
             *kept += if fits { memory } else { 0 };
             planned.push(Planned {
                 layout,
+                plain,
                 read_bytes: plan.read_bytes(),
                 plan: fits.then_some(plan),
             });
@@ -141,7 +151,10 @@ impl<'a> Source<'a> {
     pub(super) fn replace(&mut self, index: usize, plan: RegionPlan) {
         let place = self.image.regions.get_mut(index);
         if let (Some(place), Some(planned)) = (place, self.planned.get_mut(index)) {
-            *place = region(&plan);
+            *place = Region {
+                was_encrypted: place.was_encrypted.take(),
+                ..region(&plan)
+            };
             *planned = Planned::kept(plan);
         }
     }
@@ -159,6 +172,7 @@ fn region(plan: &RegionPlan) -> Region {
         range: plan.range,
         volume: plan.volume.clone(),
         coverage: plan.coverage.clone(),
+        was_encrypted: None,
         content: ChunkListRef {
             digest: Digest::of(&[]),
             chunks: 0,
@@ -177,6 +191,7 @@ impl Planned {
                 range: plan.range,
                 left_out: None,
             },
+            plain: None,
             read_bytes: plan.read_bytes(),
             plan: Some(plan),
         }
@@ -190,7 +205,7 @@ impl Planned {
         if let Some(plan) = self.plan.take() {
             return Ok(plan);
         }
-        let plan = survey(device, &self.layout);
+        let plan = survey(device, &self.layout, self.plain);
         let found = plan.read_bytes();
         if found != self.read_bytes {
             return Err(Fault::NotAsPlanned(format!(
@@ -205,13 +220,23 @@ impl Planned {
     }
 }
 
-fn survey(device: &dyn BlockDevice, layout: &LayoutRegion) -> RegionPlan {
+/// `plain` is the length of the volume when it is an encrypted one that is open.
+fn survey(device: &dyn BlockDevice, layout: &LayoutRegion, plain: Option<u64>) -> RegionPlan {
     let reader = DiskReader(device);
     let survey = match layout.kind {
         RegionKind::Gap => None,
         RegionKind::Partition { .. } | RegionKind::WholeDisk => {
             let section = Section::new(&reader, layout.range);
-            Some(survey_volume(&section, layout.range.len()))
+            let survey = survey_volume(&section, layout.range.len());
+            Some(match plain {
+                Some(plain) => Survey {
+                    used: survey
+                        .used
+                        .map(|used| encryption::with_header_places(&used, plain)),
+                    ..survey
+                },
+                None => survey,
+            })
         }
     };
     plan_region(layout.clone(), survey, device.sector().bytes())

@@ -82,6 +82,14 @@ pub(crate) enum Fault {
         /// Byte offset of the compared piece.
         offset: u64,
     },
+    /// A key does not open its volume.
+    #[error("the key for {place} does not open it: {reason}; nothing was sent")]
+    Key {
+        /// The volume.
+        place: String,
+        /// Why not.
+        reason: String,
+    },
     /// A tool is not there or failed.
     #[error("{tool}: {reason}")]
     Tool {
@@ -115,6 +123,7 @@ impl Fault {
                 RequestError::Unreachable { .. } => "network",
                 RequestError::Cancelled => "cancelled",
                 _ if source.code() == Some("damaged-chunk") => "damaged-chunk",
+                _ if source.code() == Some("key-needed") => "key-needed",
                 _ => "server",
             },
             Self::Refused(_) | Self::NotAsPlanned(_) => "refused",
@@ -124,6 +133,7 @@ impl Fault {
                 DeviceError::Busy { .. } | DeviceError::InUse { .. } | DeviceError::Other { .. },
             ) => "refused",
             Self::Device(_) | Self::ReadBack { .. } => "disk-error",
+            Self::Key { .. } => "wrong-key",
             Self::Tool { .. } => "tool",
             Self::Boot { .. } => "boot-repair",
             Self::Cancelled => "cancelled",

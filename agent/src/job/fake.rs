@@ -12,10 +12,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backup::chunk::RecordHeader;
 use backup::hardware::{Disk, FirmwareKind, Inventory, MachineIdentity};
-use backup::manifest::RestorePointId;
+use backup::manifest::{FileSystemKind, RestorePointId};
 use backup::plan::{DiskPlan, RestorePlan};
-use backup::{Digest, SectorSize};
+use backup::{ByteRange, Digest, SectorSize};
 use protocol::api::{ApiError, FinishList, MAX_UPLOAD};
+use protocol::unlock::VolumeKey;
 
 use crate::boot_repair::variables::Variables;
 use crate::device::{Access, BlockDevice, Device, DeviceError};
@@ -160,6 +161,10 @@ impl ChunkServer for FakeServer {
         Ok(())
     }
 
+    fn keys(&self) -> Result<Vec<VolumeKey>, RequestError> {
+        Ok(Vec::new())
+    }
+
     fn publish(&self, manifest: &[u8]) -> Result<(), RequestError> {
         let parsed = backup::manifest::Manifest::from_json(manifest).unwrap();
         for (content, _) in parsed.contents() {
@@ -193,6 +198,50 @@ impl Variables for MemoryVariables {
     }
 }
 
+/// What opens the encrypted volumes of an [`ImageMachine`].
+pub(crate) const OPENS: &[u8] = b"the right key";
+/// Where their content begins; each byte of it has its bits inverted.
+pub(crate) const HEADER: u64 = 1 << 20;
+
+/// The plain side of such a volume.
+struct Mirrored {
+    disk: Box<dyn BlockDevice>,
+    range: ByteRange,
+}
+
+impl BlockDevice for Mirrored {
+    fn name(&self) -> &str {
+        "opened"
+    }
+
+    fn size(&self) -> u64 {
+        self.range.len()
+    }
+
+    fn sector(&self) -> SectorSize {
+        self.disk.sector()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        assert!(offset + buffer.len() as u64 <= self.range.len());
+        self.disk.read_at(self.range.start() + offset, buffer)?;
+        buffer.iter_mut().for_each(|byte| *byte = !*byte);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem))
+    }
+
+    fn zero(&self, _: ByteRange) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A machine whose disks are image files in a folder, named as in the inventory.
 pub(crate) struct ImageMachine {
     folder: PathBuf,
@@ -214,6 +263,24 @@ impl Platform for ImageMachine {
     fn open(&self, disk: &Disk, access: Access) -> Result<Box<dyn BlockDevice>, DeviceError> {
         let device = Device::open(&self.folder.join(&disk.name), access)?;
         Ok(Box::new(device.with_sector(self.sector)))
+    }
+
+    fn unlock(
+        &self,
+        disk: &Disk,
+        range: ByteRange,
+        _: FileSystemKind,
+        key: &VolumeKey,
+    ) -> Result<Box<dyn BlockDevice>, Fault> {
+        if key.key.bytes() != OPENS {
+            return Err(Fault::Key {
+                place: key.place.to_string(),
+                reason: "no key of it is the one that was given".to_owned(),
+            });
+        }
+        let range = ByteRange::between(range.start() + HEADER, range.end());
+        let disk = self.open(disk, Access::Read)?;
+        Ok(Box::new(Mirrored { disk, range }))
     }
 
     fn check_tools(&self, _: &RestorePlan) -> Result<(), Fault> {
@@ -274,6 +341,7 @@ pub(crate) struct Bench<P> {
     pub(crate) platform: P,
     pub(crate) inventory: Inventory,
     pub(crate) cancelled: AtomicBool,
+    pub(crate) keys: Vec<VolumeKey>,
     slot: ProgressSlot,
 }
 
@@ -293,6 +361,7 @@ impl<P: Platform> Bench<P> {
             platform,
             inventory,
             cancelled: AtomicBool::new(false),
+            keys: Vec::new(),
             slot: ProgressSlot::default(),
         }
     }
@@ -302,6 +371,7 @@ impl<P: Platform> Bench<P> {
             server: &self.server,
             platform: &self.platform,
             inventory: &self.inventory,
+            keys: &self.keys,
             cancelled: &self.cancelled,
             tracker: Tracker::new(&self.slot),
             read_back: false,

@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use backup::ByteRange;
 use backup::hardware::{Disk, FirmwareKind};
+use backup::manifest::FileSystemKind;
 use backup::plan::{DiskPlan, PlannedPartition, RestorePlan};
 use nix::mount::{MsFlags, mount, umount};
+use protocol::unlock::VolumeKey;
 
 use crate::boot_repair::loader;
 use crate::boot_repair::variables::{EfiVariables, Variables};
 use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::hardware::disks::block_device;
+use crate::job::encrypted;
 use crate::job::error::Fault;
 use crate::job::grow::{check_tools, grew, grow_file_system};
 use crate::job::platform::{Loader, Platform};
@@ -55,6 +59,17 @@ impl Platform for Kernel {
         // While it is open its name stays its own, so this cannot be outdated.
         check_identity(disk)?;
         Ok(Box::new(device))
+    }
+
+    fn unlock(
+        &self,
+        disk: &Disk,
+        range: ByteRange,
+        kind: FileSystemKind,
+        key: &VolumeKey,
+    ) -> Result<Box<dyn BlockDevice>, Fault> {
+        let node = Path::new("/dev").join(&disk.name);
+        encrypted::open(&node, range, kind, &key.key, &key.place.to_string())
     }
 
     fn check_tools(&self, plan: &RestorePlan) -> Result<(), Fault> {

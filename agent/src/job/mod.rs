@@ -10,14 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use backup::hardware::Inventory;
 use protocol::job::{Job, JobKind};
 use protocol::progress::Progress;
+use protocol::unlock::{self, VolumeKey};
 
 use crate::net::http::Server;
 
-use error::Fault;
+use error::{Fault, Touched, report};
 use platform::Platform;
 use server::{ChunkServer, HttpChunkServer};
 use tracker::Tracker;
 
+pub(crate) mod encrypted;
 pub(crate) mod error;
 pub(crate) mod grow;
 pub(crate) mod kernel;
@@ -41,6 +43,8 @@ pub(crate) struct Context {
     pub(crate) progress: ProgressSlot,
     /// The machine as the engine works with it.
     pub(crate) platform: Arc<dyn Platform>,
+    /// Keys that were given here; others come from the server.
+    pub(crate) keys: Vec<VolumeKey>,
 }
 
 /// The newest progress of a job: set by the job, read once a second by screen and reports.
@@ -81,6 +85,8 @@ pub(crate) struct Engine<'a> {
     pub(crate) platform: &'a dyn Platform,
     /// What the machine is made of.
     pub(crate) inventory: &'a Inventory,
+    /// The keys of encrypted volumes that a capture opens.
+    pub(crate) keys: &'a [VolumeKey],
     /// Set when the operator took the job back.
     pub(crate) cancelled: &'a AtomicBool,
     /// Counts what is done.
@@ -116,8 +122,11 @@ pub(crate) fn cores() -> usize {
 /// # Errors
 /// [`JobError`] with everything a person needs to know.
 pub(crate) fn run(job: &Job, context: &Context) -> Result<Summary, JobError> {
+    let server = HttpChunkServer::new(&context.server, job);
+    let keys = keys(job, context, &server).map_err(|fault| report(&fault, Touched::ReadOnly))?;
     let engine = Engine {
-        server: &HttpChunkServer::new(&context.server, job),
+        server: &server,
+        keys: &keys,
         platform: context.platform.as_ref(),
         inventory: &context.inventory,
         cancelled: &context.cancelled,
@@ -135,4 +144,17 @@ pub(crate) fn run(job: &Job, context: &Context) -> Result<Summary, JobError> {
         } => crate::restore::restore(&engine, restore_point, choices),
     }
     .map(Summary)
+}
+
+/// The keys that the job needs: those that were given here, and those that the server has for it.
+fn keys(job: &Job, context: &Context, server: &dyn ChunkServer) -> Result<Vec<VolumeKey>, Fault> {
+    let mut keys = context.keys.clone();
+    if let JobKind::Capture { unlock, .. } = &job.kind
+        && !unlock.is_empty()
+    {
+        let asked = server.keys();
+        keys.extend(asked.map_err(Fault::server("asking for the keys of encrypted volumes"))?);
+    }
+    unlock::check(&keys).map_err(|error| Fault::NotAsPlanned(error.to_string()))?;
+    Ok(keys)
 }

@@ -9,12 +9,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backup::hardware::{Disk, FirmwareKind};
+use backup::manifest::FileSystemKind;
 use backup::plan::{DiskPlan, RestorePlan};
 use backup::{ByteRange, SectorSize};
+use protocol::unlock::VolumeKey;
 
 use crate::boot_repair::variables::Variables;
 use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::hardware::named::NamedDisk;
+use crate::job::encrypted;
 use crate::job::error::Fault;
 use crate::job::grow::{check_tools, grew, grow_file_system};
 use crate::job::kernel::{Kernel, find_tool, run_tool};
@@ -141,6 +144,28 @@ impl Platform for Native {
             _ if access == Access::Read => self.open_source(disk),
             _ => self.kernel.open(disk, access),
         }
+    }
+
+    fn unlock(
+        &self,
+        disk: &Disk,
+        range: ByteRange,
+        kind: FileSystemKind,
+        key: &VolumeKey,
+    ) -> Result<Box<dyn BlockDevice>, Fault> {
+        let place = key.place.to_string();
+        if let Some(image) = self.image(disk) {
+            return encrypted::open(&image.path, range, kind, &key.key, &place);
+        }
+        let uses = self.uses(disk);
+        if !uses.is_empty() {
+            // What is read is a snapshot of it, and the volume itself changes meanwhile.
+            return Err(Fault::NotAsPlanned(format!(
+                "{place} is in use and cannot be opened a second time; {}",
+                running::refusal(&disk.name, &uses)
+            )));
+        }
+        self.kernel.unlock(disk, range, kind, key)
     }
 
     fn check_tools(&self, plan: &RestorePlan) -> Result<(), Fault> {

@@ -5,8 +5,11 @@
 
 use std::io;
 
+use backup::ByteRange;
 use backup::hardware::Disk;
+use backup::manifest::FileSystemKind;
 use backup::plan::{DiskPlan, RestorePlan};
+use protocol::unlock::VolumeKey;
 
 use crate::boot_repair::variables::Variables;
 use crate::device::{Access, BlockDevice, DeviceError};
@@ -16,6 +19,20 @@ use crate::job::error::Fault;
 pub(crate) trait Platform: Send + Sync {
     /// Opens a disk of the inventory, exclusively.
     fn open(&self, disk: &Disk, access: Access) -> Result<Box<dyn BlockDevice>, DeviceError>;
+
+    /// Opens the encrypted volume of `kind` in a range of a disk that is open already, for reading only.
+    fn unlock(
+        &self,
+        _disk: &Disk,
+        _range: ByteRange,
+        kind: FileSystemKind,
+        key: &VolumeKey,
+    ) -> Result<Box<dyn BlockDevice>, Fault> {
+        Err(Fault::NotAsPlanned(format!(
+            "{}: {kind} is not opened on this machine",
+            key.place
+        )))
+    }
 
     /// Whether every tool that the plan needs is there; asked before the first write.
     fn check_tools(&self, plan: &RestorePlan) -> Result<(), Fault>;

@@ -7,11 +7,15 @@ use backup::manifest::RestorePointId;
 use backup::{Digest, chunk};
 use protocol::api::{self, FinishList};
 use protocol::job::Job;
+use protocol::unlock::VolumeKey;
 
 use crate::net::http::{RequestError, Server};
 
 /// The largest manifest that is read, in bytes.
 const MANIFEST_LIMIT: u64 = 64 << 20;
+
+/// The most bytes of an answer with keys.
+const KEYS_LIMIT: u64 = 512 << 10;
 
 /// A server that keeps restore points.
 pub(crate) trait ChunkServer: Sync {
@@ -37,6 +41,8 @@ pub(crate) trait ChunkServer: Sync {
     fn finish_list(&self, name: ListName, whole: &FinishList) -> Result<(), RequestError>;
     /// Makes the restore point: the commit of a capture.
     fn publish(&self, manifest: &[u8]) -> Result<(), RequestError>;
+    /// The keys of the encrypted volumes that the capture opens.
+    fn keys(&self) -> Result<Vec<VolumeKey>, RequestError>;
 }
 
 /// What a region's chunk list is called until it is whole and its digest names it.
@@ -142,6 +148,16 @@ impl ChunkServer for HttpChunkServer<'_> {
         let server = self.server.patient(PUBLISH_PATIENCE);
         server.post_bytes(&api::publish(&self.job.id), manifest, 1 << 20)?;
         Ok(())
+    }
+
+    fn keys(&self) -> Result<Vec<VolumeKey>, RequestError> {
+        let path = api::job_keys(&self.job.id);
+        let answer = self.server.get_bytes(&path, KEYS_LIMIT)?;
+        serde_json::from_slice(&answer).map_err(|_| RequestError::Answer {
+            request: format!("GET {path}"),
+            // What serde says may have a part of a key in it.
+            reason: "not a list of keys".to_owned(),
+        })
     }
 }
 

@@ -6,7 +6,8 @@
 pub(crate) const HELP: &str = "\
 The agent of the netboot recovery environment.
 
-Usage: agent backup --server URL [--disk PATH]... [--json]
+Usage: agent backup --server URL [--disk PATH]... [--unlock DISK:N=FILE]...
+                    [--json]
        agent join --server URL [--disk PATH]... [--once]
        agent --server URL job FILE
        agent --inventory
@@ -22,6 +23,11 @@ job FILE     Do the job in FILE (JSON) on this machine.
 --disk PATH  A disk: a block device, or an image file, which is taken for a
              disk with sectors of 512 bytes (PATH:4096 for 4096). May be given
              more than once. Without it: all fixed disks of this machine.
+--unlock DISK:N=FILE
+             Open the encrypted volume (LUKS, BitLocker) in partition N of the
+             disk and save it plain; FILE has its pass phrase, key or recovery
+             password, `-` is standard input. DISK=FILE: a disk without
+             partitions. May be given more than once.
 --once       End after one job, with its exit code.
 --json       Print what was done as JSON.
 --inventory  Print what this machine is made of, as JSON.
@@ -65,6 +71,8 @@ pub(crate) enum Command {
         server: String,
         /// The disks as they were named.
         disks: Vec<String>,
+        /// The encrypted volumes and their keys' files as they were named.
+        unlock: Vec<String>,
         /// Print JSON.
         json: bool,
     },
@@ -99,6 +107,7 @@ pub(crate) fn parse(words: &[&str]) -> Result<Command, String> {
         return Ok(Command::Help);
     }
     let (mut server, mut disks, mut once, mut json) = (None, Vec::new(), false, false);
+    let mut unlock = Vec::new();
     let mut rest = rest.iter();
     while let Some(word) = rest.next() {
         let mut value = || {
@@ -108,6 +117,7 @@ pub(crate) fn parse(words: &[&str]) -> Result<Command, String> {
         match (*word, command) {
             ("--server", _) => server = Some(value()?),
             ("--disk", _) => disks.push(value()?),
+            ("--unlock", "backup") => unlock.push(value()?),
             ("--once", "join") => once = true,
             ("--json", "backup") => json = true,
             (word, _) => return Err(format!("{command} does not know {word}")),
@@ -128,6 +138,7 @@ pub(crate) fn parse(words: &[&str]) -> Result<Command, String> {
         _ => Command::Backup {
             server,
             disks,
+            unlock,
             json,
         },
     })
@@ -151,10 +162,13 @@ mod tests {
             })
         );
         assert_eq!(
-            parse(&["backup", "--server", "http://s", "--json"]),
+            parse(&[
+                "backup", "--server", "http://s", "--unlock", "sda:2=k", "--json"
+            ]),
             Ok(Command::Backup {
                 server: "http://s".to_owned(),
                 disks: Vec::new(),
+                unlock: vec!["sda:2=k".to_owned()],
                 json: true,
             })
         );
@@ -172,6 +186,10 @@ mod tests {
             (&["join", "--server"], "needs a value"),
             (&["join", "--server", "http://s", "--json"], "--json"),
             (&["backup", "--server", "http://s", "--once"], "--once"),
+            (
+                &["join", "--server", "http://s", "--unlock", "a=b"],
+                "--unlock",
+            ),
             (&["backup", "--server", "ftp://s"], "http://"),
             (&["dance"], "dance"),
             (&[], "no command"),
@@ -187,6 +205,7 @@ mod tests {
         for option in [
             "--server",
             "--disk",
+            "--unlock",
             "--once",
             "--json",
             "--inventory",

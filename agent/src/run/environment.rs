@@ -126,6 +126,7 @@ fn machine(roots: &Roots) -> Machine {
         inventory,
         platform: Arc::new(kernel),
         cancelled: Arc::default(),
+        keys: Vec::new(),
     }
 }
 

@@ -18,6 +18,7 @@ use backup::hardware::Inventory;
 use nix::sys::signal::{SigSet, Signal};
 use protocol::beacon::AgentState;
 use protocol::job::{Afterwards, Job, JobKind};
+use protocol::unlock::VolumeKey;
 use serde::Serialize;
 
 use super::environment::spawn;
@@ -44,7 +45,7 @@ pub(crate) fn join(server: &str, disks: &[String], once: bool) -> anyhow::Result
     beacon(&station);
     loop {
         let job = jobs.recv().context("the beacon ended")?;
-        let outcome = take(&job, &server, &station, &roots, &stop);
+        let outcome = take(&job, (&server, &station), &roots, &stop, Vec::new());
         if once || stop.is_wanted() {
             crate::log::flush();
             return Ok(code(&outcome));
@@ -56,7 +57,12 @@ pub(crate) fn join(server: &str, disks: &[String], once: bool) -> anyhow::Result
 ///
 /// # Errors
 /// A disk that is none, and a server that does not want a capture of this machine.
-pub(crate) fn backup(server: &str, disks: &[String], json: bool) -> anyhow::Result<ExitCode> {
+pub(crate) fn backup(
+    server: &str,
+    disks: &[String],
+    keys: Vec<VolumeKey>,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
     let stop = Stop::on_signals();
     crate::log::start(false);
     let roots = roots(disks)?;
@@ -73,7 +79,7 @@ pub(crate) fn backup(server: &str, disks: &[String], json: bool) -> anyhow::Resu
     };
     log::info!("backup of {} to {}", reply.name, server.base());
     beacon(&station);
-    let outcome = take(&job, &server, &station, &roots, &stop);
+    let outcome = take(&job, (&server, &station), &roots, &stop, keys);
     crate::log::flush();
     if json {
         let done = Done::new(&job, &reply.name, &outcome);
@@ -176,7 +182,13 @@ fn beacon(station: &Arc<Station>) {
     spawn("hardware", move || watcher.watch_hardware());
 }
 
-fn take(job: &Job, server: &Server, station: &Station, roots: &Roots, stop: &Stop) -> Outcome {
+fn take(
+    job: &Job,
+    (server, station): (&Server, &Station),
+    roots: &Roots,
+    stop: &Stop,
+    keys: Vec<VolumeKey>,
+) -> Outcome {
     log::info!(
         "job {}: {} of {}",
         job.id,
@@ -193,6 +205,7 @@ fn take(job: &Job, server: &Server, station: &Station, roots: &Roots, stop: &Sto
         inventory,
         platform: Arc::new(native),
         cancelled,
+        keys,
     };
     let outcome = work::work(job, server, machine);
     *stop.lock() = None;

@@ -14,6 +14,7 @@ use protocol::api;
 use protocol::beacon::AgentState;
 use protocol::job::{Job, JobReport, JobReportReply};
 use protocol::progress::Progress;
+use protocol::unlock::VolumeKey;
 
 use super::environment::unfinished_job;
 use crate::beacon::Station;
@@ -54,6 +55,8 @@ pub(crate) struct Machine {
     pub(crate) platform: Arc<dyn Platform>,
     /// Set from outside to stop the job at the next safe place.
     pub(crate) cancelled: Arc<AtomicBool>,
+    /// Keys of encrypted volumes that were given here.
+    pub(crate) keys: Vec<VolumeKey>,
 }
 
 /// Does the job with a mark that tells whoever starts next, should the process end by itself.
@@ -72,6 +75,7 @@ pub(crate) fn work(job: &Job, server: &Server, machine: Machine) -> Outcome {
         inventory,
         platform,
         cancelled,
+        keys,
     } = machine;
     let progress = ProgressSlot::default();
     let context = Context {
@@ -80,6 +84,7 @@ pub(crate) fn work(job: &Job, server: &Server, machine: Machine) -> Outcome {
         cancelled: Arc::clone(&cancelled),
         progress: progress.clone(),
         platform,
+        keys,
     };
     let over = AtomicBool::new(false);
     let over = &over;

@@ -108,6 +108,7 @@ impl VolumeManager for Lvm {
             return Ok(None);
         }
         let columns = "vg_name,lv_name,lv_size,vg_free";
+        let node = named(Path::new("/sys"), node);
         let (code, output) = run_tool(
             "lvs",
             &[
@@ -147,6 +148,18 @@ impl VolumeManager for Lvm {
     fn remove(&self, group: &str, name: &str) -> Result<(), Fault> {
         let volume = format!("{group}/{name}");
         done(run_tool("lvremove", &["--yes".as_ref(), volume.as_ref()])?)
+    }
+}
+
+/// The node by the name that device-mapper gave it: LVM takes `/dev/dm-0` for a group called `dm-0`.
+fn named(sysfs: &Path, node: &Path) -> PathBuf {
+    let name = node.file_name().and_then(|kernel| {
+        let place = sysfs.join("class/block").join(kernel).join("dm/name");
+        std::fs::read_to_string(place).ok()
+    });
+    match name {
+        Some(name) => Path::new("/dev/mapper").join(name.trim_end()),
+        None => node.to_owned(),
     }
 }
 
@@ -212,6 +225,17 @@ mod tests {
             volume: Some(volume),
             did: Mutex::default(),
         })
+    }
+
+    #[test]
+    fn lvm_is_asked_by_the_name_that_it_knows() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let place = sysfs.path().join("class/block/dm-3/dm");
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join("name"), "office-my--data\n").unwrap();
+        let asked = |node: &str| named(sysfs.path(), Path::new(node));
+        assert_eq!(asked("/dev/dm-3"), Path::new("/dev/mapper/office-my--data"));
+        assert_eq!(asked("/dev/sda"), Path::new("/dev/sda"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(crate) mod block;
 pub(crate) mod console;
 pub(crate) mod inode_flags;
 pub(crate) mod link;
+pub(crate) mod loop_device;
 pub(crate) mod module;
 pub(crate) mod mount;
 pub(crate) mod partition;

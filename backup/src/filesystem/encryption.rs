@@ -1,15 +1,18 @@
 //! Encrypted volumes: what they are encrypted with, for people.
 //!
 //! Sources: cryptsetup's "LUKS1 On-Disk Format Specification", §2, and "LUKS2 On-Disk Format
-//! Specification", §2 and §3. Invariant: this only names; whatever it finds, the volume is kept as it is,
-//! every byte of it.
+//! Specification", §2 and §3. Invariant: this only names; whatever it finds, a volume that is not opened is
+//! kept as it is, every byte of it. What is *not* here: opening a volume, which is the agent's.
 
+use crate::ByteRange;
 use crate::filesystem::detect::text;
 use crate::filesystem::{ReadAt, ReadError};
 use crate::manifest::FileSystemKind;
 
 /// The most bytes of a LUKS2 header's JSON that are read; cryptsetup makes 12 KiB.
 const MAX_JSON: usize = 64 << 10;
+/// How much is saved of a place where a header can be, in bytes.
+const HEADER_PLACE: u64 = 4096;
 /// Where that JSON begins: behind the binary header.
 const JSON: u64 = 4096;
 
@@ -22,11 +25,45 @@ pub(super) fn reason(
     size: u64,
     kind: FileSystemKind,
 ) -> Result<String, ReadError> {
-    let name = match kind {
-        FileSystemKind::Luks => luks(volume, size)?,
-        other => other.to_string(),
-    };
-    Ok(format!("encrypted: {name}; kept as it is"))
+    Ok(format!(
+        "encrypted: {}; kept as it is",
+        name(volume, size, kind)?
+    ))
+}
+
+/// What an encrypted volume is encrypted with, for people: `LUKS2, aes-xts-plain64`.
+///
+/// # Errors
+/// [`ReadError`] when the volume's header cannot be read.
+pub fn name(volume: &dyn ReadAt, size: u64, kind: FileSystemKind) -> Result<String, ReadError> {
+    match kind {
+        FileSystemKind::Luks => luks(volume, size),
+        other => Ok(other.to_string()),
+    }
+}
+
+/// Adds to the used ranges of an opened volume of `size` bytes the places where its encryption had
+/// headers: the volume begins at the same place when it is restored plain, and over the encrypted one a
+/// header that stays would make it taken for encrypted. The second LUKS2 header is at one of eight places.
+#[must_use]
+pub fn with_header_places(used: &[ByteRange], size: u64) -> Vec<ByteRange> {
+    let places = std::iter::once(0).chain((14..=22).map(|shift| 1u64 << shift));
+    let places = places.filter_map(|at| {
+        let place = ByteRange::between(at.min(size), (at + HEADER_PLACE).min(size));
+        (!place.is_empty()).then_some(place)
+    });
+    let mut all: Vec<ByteRange> = used.iter().copied().chain(places).collect();
+    all.sort_unstable();
+    let mut joined: Vec<ByteRange> = Vec::with_capacity(all.len());
+    for range in all {
+        match joined.last_mut() {
+            Some(last) if range.start() <= last.end() => {
+                *last = ByteRange::between(last.start(), last.end().max(range.end()));
+            }
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// Version and, when it says so, cipher.

@@ -12,7 +12,7 @@ mod btrfs;
 mod crc;
 pub mod detect;
 mod dos_time;
-mod encryption;
+pub mod encryption;
 mod exfat;
 mod ext;
 pub mod extents;

@@ -44,7 +44,7 @@ pub fn plan_restore(
     target: &Inventory,
     choices: &Choices,
 ) -> Result<RestorePlan, Vec<Refusal>> {
-    let mut notes = Vec::new();
+    let mut notes = manifest.encrypt_again();
     let mut refusals = machine_refusals(manifest, target, choices, &mut notes);
     if let Err(error) = manifest.check() {
         refusals.push(refusal(

@@ -94,6 +94,9 @@ fn describe(view: &RestorePointView, manifest: &Manifest, volumes: &[VolumeView]
             text.push_str(&format!("  {}\n", clean(&reason)));
         }
     }
+    for sentence in manifest.encrypt_again() {
+        text.push_str(&format!("\n{}\n", clean(&sentence)));
+    }
     for warning in &view.warnings {
         text.push_str(&format!("\nWarning: {}\n", clean(warning)));
     }

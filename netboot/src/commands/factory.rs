@@ -10,7 +10,7 @@ use super::factory_options::{CreateArgs, FactoryCommand, ResetArgs};
 use super::options::ListArgs;
 use super::table::{Table, clean, local_time};
 use super::upkeep::ask_or_do;
-use super::{CommandError, print, print_json, start};
+use super::{CommandError, keys, print, print_json, start};
 use crate::control_client::ControlClient;
 use crate::factory::{called, create_from};
 
@@ -40,6 +40,7 @@ fn create(
             action: Action::Capture {
                 point_kind: RestorePointKind::Factory,
                 image: Some(image).filter(|image| *image != ImageLabel::default()),
+                unlock: keys::read(&args.keys.unlock)?,
             },
             afterwards: args.job.then.into(),
         };

@@ -3,7 +3,7 @@
 use backup::manifest::ImageName;
 use clap::{Args, Subcommand};
 
-use super::options::{JobArgs, ListArgs, PlacementArgs};
+use super::options::{JobArgs, KeyArgs, ListArgs, PlacementArgs};
 
 /// Options of `factory`.
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ pub(crate) struct CreateArgs {
     pub(crate) machine: Option<String>,
     /// Make it from this restore point (id or its beginning); its data is not
     /// stored a second time
-    #[arg(long, value_name = "RESTORE-POINT", conflicts_with_all = ["then", "watch"])]
+    #[arg(long, value_name = "RESTORE-POINT", conflicts_with_all = ["then", "watch", "unlock"])]
     pub(crate) from: Option<String>,
     /// What it is called: a letter, then letters, digits, dots, dashes and
     /// underscores; it can stand wherever an id can
@@ -40,6 +40,9 @@ pub(crate) struct CreateArgs {
     /// What it is, in a few words
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
+    /// Encrypted volumes
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     /// The rest
     #[command(flatten)]
     pub(crate) job: JobArgs,

@@ -11,6 +11,7 @@ mod factory;
 mod factory_options;
 mod file_options;
 mod files;
+mod keys;
 mod lists;
 mod options;
 mod plan;
@@ -33,6 +34,7 @@ use crate::files::FilesError;
 use crate::http::RecoveryError;
 use crate::store::{Store, StoreError};
 use crate::upkeep::UpkeepError;
+use keys::KeyError;
 use protocol::upkeep::RetentionRules;
 
 /// Why a command did not do what was asked.
@@ -99,6 +101,9 @@ pub(crate) enum CommandError {
     /// Restore points that rules do not keep and that are there still.
     #[error("not all could be removed: {0}")]
     NotRemoved(String),
+    /// A key cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[from] std::io::Error),
@@ -129,7 +134,7 @@ impl CommandError {
             | Self::Recovery(_)
             | Self::Output(_)
             | Self::Picture { .. } => ExitCode::System,
-            Self::NoStore(_) => ExitCode::Missing,
+            Self::NoStore(_) | Self::Key(KeyError::Read { .. }) => ExitCode::Missing,
             Self::Client(_)
             | Self::JobEnded { .. }
             | Self::NoPlan
@@ -139,6 +144,7 @@ impl CommandError {
             | Self::Upkeep(_)
             | Self::Factory(_)
             | Self::Collection(_)
+            | Self::Key(_)
             | Self::NotRemoved(_)
             | Self::Json(_) => ExitCode::Failure,
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use backup::plan::{Choices, DiskChoice, ExtraSpace, FirmwareChoice};
 use clap::{Args, Subcommand, ValueEnum};
 use protocol::api::NextBoot;
+use protocol::unlock::VolumePlace;
 
 use super::factory_options::{FactoryArgs, ResetArgs};
 use super::file_options::{CompareArgs, FilesArgs, ItemsArgs, VersionsArgs};
@@ -175,14 +176,44 @@ pub(crate) struct JobArgs {
     pub(crate) json: bool,
 }
 
+/// Encrypted volumes that a capture opens.
+#[derive(Debug, Args)]
+pub(crate) struct KeyArgs {
+    /// Open an encrypted volume (LUKS, BitLocker) and save it plain: serial
+    /// number, WWN or kernel name of its disk, its partition, and a file with
+    /// its pass phrase, key or recovery password; `-` asks for it or reads
+    /// standard input. DISK=FILE for a disk without partitions; may be
+    /// repeated. The key goes to the machine over the network in the clear
+    #[arg(long, value_name = "DISK:PARTITION=FILE", value_parser = unlock)]
+    pub(crate) unlock: Vec<Unlock>,
+}
+
 /// Options of `capture`.
 #[derive(Debug, Args)]
 pub(crate) struct CaptureArgs {
     /// Host name, Ethernet address, serial number or beginning of the id
     pub(crate) machine: String,
+    /// Encrypted volumes
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     /// The rest
     #[command(flatten)]
     pub(crate) job: JobArgs,
+}
+
+/// An encrypted volume, and where its key is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unlock {
+    /// The volume.
+    pub(crate) place: VolumePlace,
+    /// The file with its key; `-` for standard input.
+    pub(crate) file: PathBuf,
+}
+
+fn unlock(text: &str) -> Result<Unlock, String> {
+    let (place, file) = VolumePlace::parse(text).map_err(|error| error.to_string())?;
+    let file = PathBuf::from(file);
+    Ok(Unlock { place, file })
 }
 
 /// Options of `restore`.

@@ -5,10 +5,12 @@ use backup::plan::Choices;
 use protocol::api::{self, Action, JobRequest, JobView, MachineView};
 use protocol::beacon::AgentState;
 
+use protocol::unlock::VolumeKey;
+
 use super::lists::escaped;
 use super::options::{CaptureArgs, JobArgs, ListArgs, RestoreArgs};
 use super::table::{ago, clean, short};
-use super::{CommandError, print, print_json, watch};
+use super::{CommandError, keys, print, print_json, watch};
 use crate::control_client::ControlClient;
 use crate::state::now;
 
@@ -18,6 +20,7 @@ pub(super) fn capture(client: &ControlClient, args: &CaptureArgs) -> Result<(), 
         action: Action::Capture {
             point_kind: Default::default(),
             image: None,
+            unlock: keys::read(&args.keys.unlock)?,
         },
         afterwards: args.job.then.into(),
     };
@@ -65,18 +68,19 @@ fn announcement(job: &JobView, machine: Option<&MachineView>, request: &JobReque
     let (id, point) = (short(&job.id), job.kind.restore_point());
     let mut text = match &request.action {
         Action::Capture {
-            point_kind: RestorePointKind::Factory,
+            point_kind,
             image,
+            unlock,
         } => {
-            let name = image.as_ref().and_then(|image| image.name.as_ref());
-            let named = name.map_or(String::new(), |name| format!(" {name}"));
-            format!(
-                "Job {id}: capture of {} as factory image{named}, restore point {point}.\n",
-                clean(&job.machine_name)
-            )
-        }
-        Action::Capture { .. } => {
-            format!("Job {id}: capture of {name} as restore point {point}.\n")
+            let called = image.as_ref().and_then(|image| image.name.as_ref());
+            let called = called.map_or(String::new(), |called| format!(" {called}"));
+            let head = match point_kind {
+                RestorePointKind::Factory => {
+                    format!("capture of {name} as factory image{called}, restore point {point}")
+                }
+                RestorePointKind::Backup => format!("capture of {name} as restore point {point}"),
+            };
+            format!("Job {id}: {head}.\n{}", opened(unlock))
         }
         Action::Restore { choices, .. } => {
             let head = format!("Job {id}: restore of {name} from restore point {point}.\n");
@@ -99,6 +103,24 @@ fn announcement(job: &JobView, machine: Option<&MachineView>, request: &JobReque
              boots from the network.\n"
         }
     });
+    text
+}
+
+/// What a capture opens with a key.
+fn opened(unlock: &[VolumeKey]) -> String {
+    let mut text = String::new();
+    for key in unlock {
+        text.push_str(&format!(
+            "It opens {} with its key; that volume is stored plain.\n",
+            key.place
+        ));
+    }
+    if !unlock.is_empty() {
+        text.push_str(
+            "The key is kept in the server's memory until the job is over; if the server \
+             is started again before, it is needed again.\n",
+        );
+    }
     text
 }
 

@@ -213,6 +213,7 @@ fn described(
         range: ByteRange::between(0, size),
         volume,
         coverage: Coverage::UsedBlocks,
+        was_encrypted: None,
         content,
     };
     Manifest {

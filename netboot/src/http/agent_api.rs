@@ -80,6 +80,7 @@ pub(crate) fn router(recovery: Arc<Recovery>) -> Router {
         .route(api::BEACON, post(beacon))
         .route(api::CAPTURES, post(ask_capture))
         .route("/api/v1/jobs/{job}/report", post(report))
+        .route("/api/v1/jobs/{job}/keys", get(keys))
         .route("/api/v1/jobs/{job}/chunks/missing", post(missing))
         .route("/api/v1/jobs/{job}/chunks", post(upload))
         .route(
@@ -161,6 +162,7 @@ async fn ask_capture(State(shared): Shared, body: Body) -> Result<Json<BeaconRep
             restore_point,
             point_kind: RestorePointKind::Backup,
             image: None,
+            unlock: Vec::new(),
         };
         let record = recovery.jobs.create(&by.id, kind, Afterwards::Wait)?;
         log::info!("job {}: {} asks for its capture", record.job.id, by.name);
@@ -399,6 +401,32 @@ fn note_report(
     Ok(JobReportReply {
         cancelled: record.state == JobState::Cancelled,
     })
+}
+
+/// The keys of the encrypted volumes that a capture opens: for the machine of the job only, as far as it
+/// is known who asks.
+async fn keys(
+    State(shared): Shared,
+    peer: Option<Extension<PeerAddress>>,
+    PathParts(job): PathParts<String>,
+) -> Result<Response, Refusal> {
+    let recorder = &shared.recovery.recorder;
+    let card = peer.and_then(|Extension(peer)| recorder.machine_of(peer.0));
+    let recovery = Arc::clone(&shared.recovery);
+    let keys = smol::unblock(move || -> Result<_, Refusal> {
+        let record = recovery.jobs.running(&job, "capture")?;
+        if let Some(card) = card
+            && !recovery.machines.has_card(&record.machine, card)
+        {
+            log::warn!("job {job}: {card} asks for its keys and is another machine");
+            return Err(Refusal::conflict(format!(
+                "job {job} is that of another machine; its keys are for that one"
+            )));
+        }
+        Ok(recovery.jobs.keys(&job)?)
+    })
+    .await?;
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(keys)).into_response())
 }
 
 /// The digests of a request body: 32 bytes each.

@@ -162,6 +162,7 @@ impl From<JobError> for Refusal {
             JobError::Busy { .. } | JobError::NotRunning { .. } | JobError::OtherKind { .. } => {
                 Self::conflict(text)
             }
+            JobError::KeyNeeded => Self::new(StatusCode::CONFLICT, "key-needed", text),
             JobError::State(error) => error.into(),
         }
     }

@@ -17,6 +17,7 @@ use protocol::api::{
 };
 use protocol::dhcp::MacAddress;
 use protocol::job::JobKind;
+use protocol::unlock;
 
 use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_json};
@@ -25,7 +26,10 @@ use crate::flight_recorder::{MachineTimeline, Seen};
 use crate::jobs::JobRecord;
 
 /// The most bytes of a request for a job.
-pub(super) const MAX_REQUEST: usize = 256 * 1024;
+pub(super) const MAX_REQUEST: usize = 512 * 1024;
+
+// Every key as hexadecimal digits, and as much again for everything else.
+const _: () = assert!(MAX_REQUEST >= 3 * unlock::MAX_KEYS * unlock::MAX_KEY);
 
 type Shared = State<Arc<Recovery>>;
 
@@ -125,15 +129,23 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
         .choosing
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
+    let mut keys = Vec::new();
     let kind = match request.action {
-        Action::Capture { point_kind, image } => {
+        Action::Capture {
+            point_kind,
+            image,
+            unlock,
+        } => {
+            unlock::check(&unlock).map_err(|error| Refusal::bad_request(error.to_string()))?;
             let kind = JobKind::Capture {
                 restore_point: recovery.new_restore_point()?,
                 point_kind,
                 image,
+                unlock: unlock.iter().map(|key| key.place.clone()).collect(),
             };
             factory::check_purpose(recovery, &kind.purpose())?;
             recovery.store.check_room_for_capture()?;
+            keys = unlock;
             kind
         }
         Action::Restore {
@@ -157,7 +169,7 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
     };
     let record = recovery
         .jobs
-        .create(&machine.id, kind, request.afterwards)?;
+        .create_with_keys(&machine.id, kind, request.afterwards, keys)?;
     log::info!(
         "job {}: {} of {} created for {}",
         record.job.id,

@@ -105,6 +105,7 @@ fn a_capture_and_a_restore_not_taken_yet_never_get_old() {
         restore_point,
         point_kind: Default::default(),
         image: None,
+        unlock: Vec::new(),
     });
     assert_eq!(stale(), None);
 }

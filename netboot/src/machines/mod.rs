@@ -305,6 +305,16 @@ impl Machines {
         booted.or_else(|| macs.first().and_then(|mac| mac.parse().ok()))
     }
 
+    /// Whether the machine with this id has this network card.
+    pub(crate) fn has_card(&self, id: &str, card: MacAddress) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(id).is_some_and(|machine| {
+            let macs = machine.inventory.identity.macs.iter();
+            macs.chain(&machine.boot_mac)
+                .any(|mac| mac.parse() == Ok(card))
+        })
+    }
+
     /// The machine that a person means by `name`: host name, Ethernet address with any separator,
     /// serial number, or id or at least four characters of its beginning.
     ///

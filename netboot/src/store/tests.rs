@@ -160,6 +160,7 @@ pub(super) fn manifest_of(id: &RestorePointId, chunks: &[Vec<u8>]) -> (Manifest,
         range: ByteRange::new(0, size).unwrap(),
         volume: None,
         coverage: Coverage::UsedBlocks,
+        was_encrypted: None,
         content: ChunkListRef {
             digest: Digest::of(&encoded),
             chunks: list.chunks().len() as u64,

@@ -23,6 +23,7 @@ pub(crate) mod pcap;
 pub(crate) mod port_map;
 pub(crate) mod qmp;
 pub(crate) mod room;
+pub(crate) mod running_host;
 pub(crate) mod serial;
 pub(crate) mod server;
 pub(crate) mod source_machine;

@@ -353,6 +353,11 @@ impl Server {
         self.wait_until_ready(Deadline::seconds(30))
     }
 
+    /// Where agents on this computer reach it, on loopback.
+    pub(crate) fn url(&self) -> String {
+        self.config.http_url()
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
@@ -386,6 +391,29 @@ impl Server {
     /// Orders a capture of a machine.
     pub(crate) fn capture(&self, machine: &str) -> Result<JobView, ServerError> {
         self.ask(&["capture", machine])
+    }
+
+    /// Orders a capture that opens encrypted volumes, `DISK:PARTITION=FILE` each; the machine waits then.
+    pub(crate) fn capture_with_keys(
+        &self,
+        machine: &str,
+        keys: &[String],
+    ) -> Result<JobView, ServerError> {
+        let mut words = vec!["capture", machine, "--then", "wait"];
+        for key in keys {
+            words.extend(["--unlock", key]);
+        }
+        self.ask(&words)
+    }
+
+    /// What people are shown of a restore point.
+    pub(crate) fn show(&self, restore_point: &str) -> Result<String, ServerError> {
+        let mut command = Command::new(&self.config.program);
+        command
+            .arg("--data-dir")
+            .arg(&self.config.data_dir)
+            .args(["show", restore_point]);
+        Ok(tool::run(&mut command)?)
     }
 
     /// Orders a restore of a machine.

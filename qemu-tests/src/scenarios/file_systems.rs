@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use protocol::api::MachineView;
 use protocol::job::JobState;
 
 use super::Skipped;
@@ -21,10 +22,10 @@ use crate::lab::server::{Server, ServerConfig};
 use crate::lab::tool;
 
 const SIZE: u64 = 320 << 20;
-const FILL: &str = include_str!("fill_tree.sh");
+pub(super) const FILL: &str = include_str!("fill_tree.sh");
 /// What must come back: every file's kind, mode, owner, size, time and target, and its content. Folders have no time
 /// here: mtools gives them that of the copy.
-const LIST: &str = "cd \"$1\" && find . -mindepth 1 \\( -type d -printf '%P %y %m %U:%G\\n' \
+pub(super) const LIST: &str = "cd \"$1\" && find . -mindepth 1 \\( -type d -printf '%P %y %m %U:%G\\n' \
     -o -printf '%P %y %m %U:%G %s %T@ %l\\n' \\) | LC_ALL=C sort \
     && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
 const TICK: Duration = Duration::from_millis(100);
@@ -133,7 +134,7 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
 }
 
 /// The agent as a program of this computer.
-fn agent(stage: &Stage<'_>) -> anyhow::Result<PathBuf> {
+pub(super) fn agent(stage: &Stage<'_>) -> anyhow::Result<PathBuf> {
     let name = format!(
         "../{}-unknown-linux-musl/release/agent",
         std::env::consts::ARCH
@@ -180,22 +181,7 @@ fn there_and_back(
     );
 
     fill_with_old_data(&target)?;
-    let mut command = tool::bound_to_us(
-        Command::new(agent)
-            .args(["join", "--server", url, "--once", "--disk"])
-            .arg(&target),
-    );
-    let log = File::create(stage.logs().join(format!("agent-{}.log", kind.name)))?;
-    let mut joined = command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()?;
-    let restored = restore(server, point.id.as_str(), &mut joined);
-    // It ends by itself; after a fault it may not.
-    let _ = joined.kill();
-    let _ = joined.wait();
-    restored?;
+    restore_to(stage, agent, (server, url), point.id.as_str(), &target)?;
     shell(kind.check, &[&target]).context("its own checker is not content")?;
     let after = listed(kind, &target, &folder)?;
     if before != after {
@@ -218,12 +204,44 @@ fn there_and_back(
     Ok(())
 }
 
+/// Restores to an image file, by an agent on this computer.
+pub(super) fn restore_to(
+    stage: &Stage<'_>,
+    agent: &Path,
+    (server, url): (&Server, &str),
+    point: &str,
+    target: &Path,
+) -> anyhow::Result<()> {
+    let mut command = tool::bound_to_us(
+        Command::new(agent)
+            .args(["join", "--server", url, "--once", "--disk"])
+            .arg(target),
+    );
+    let name = target.file_stem().unwrap_or_default().to_string_lossy();
+    let log = File::create(stage.logs().join(format!("agent-{name}.log")))?;
+    let mut joined = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let restored = restore(server, point, target, &mut joined);
+    // It ends by itself; after a fault it may not.
+    let _ = joined.kill();
+    let _ = joined.wait();
+    restored
+}
+
 /// Waits for the agent to be there, orders the restore, waits for its end.
-fn restore(server: &Server, point: &str, joined: &mut Child) -> anyhow::Result<()> {
+fn restore(server: &Server, point: &str, target: &Path, joined: &mut Child) -> anyhow::Result<()> {
+    let real = std::fs::canonicalize(target)?;
     let deadline = Deadline::seconds(300);
     let machine = loop {
-        let machines = server.machines()?;
-        if let Some(machine) = machines.into_iter().find(|machine| machine.state.is_some()) {
+        let mut machines = server.machines()?.into_iter();
+        let has_target = |machine: &MachineView| {
+            let mut disks = machine.inventory.disks.iter();
+            machine.state.is_some() && disks.any(|disk| Path::new(&disk.name) == real)
+        };
+        if let Some(machine) = machines.find(has_target) {
             break machine.id;
         }
         ensure!(deadline.remaining().is_some(), "the agent does not beacon");
@@ -270,7 +288,7 @@ fn mounted(
     result
 }
 
-fn shell(script: &str, arguments: &[&Path]) -> anyhow::Result<String> {
+pub(super) fn shell(script: &str, arguments: &[&Path]) -> anyhow::Result<String> {
     let mut command = Command::new("bash");
     command.args(["-c", &format!("set -euo pipefail\n{script}"), "scenario"]);
     Ok(tool::run(command.args(arguments))?)

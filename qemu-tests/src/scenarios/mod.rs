@@ -9,6 +9,7 @@ pub(crate) mod boot_path;
 mod compare;
 mod dhcp_clients;
 mod drivers;
+mod encrypted;
 mod file_systems;
 mod flipped_bit;
 mod interrupted;
@@ -20,6 +21,7 @@ mod random_frames;
 mod real_network;
 mod restore;
 mod room_of_machines;
+mod running_host;
 mod site;
 mod source_boots;
 mod stage;
@@ -152,6 +154,18 @@ const STORIES: &[Scenario] = &[
         about: "ext2, ext4, XFS, Btrfs, NTFS, exFAT, FAT32: used, captured, restored over old data, checked",
         long: false,
         play: file_systems::play,
+    },
+    Scenario {
+        name: "encrypted",
+        about: "LUKS1 and LUKS2 captured plain with their keys, a wrong one refused, restored over themselves",
+        long: false,
+        play: encrypted::play,
+    },
+    Scenario {
+        name: "running-host",
+        about: "a Debian with LVM backs up its mounted volume by snapshot; it comes back clean",
+        long: true,
+        play: running_host::play,
     },
     Scenario {
         name: "real-network-udhcpc",

@@ -20,6 +20,7 @@ fn label(name: &str) -> ImageLabel {
 
 fn image_of(name: &str) -> Action {
     Action::Capture {
+        unlock: Vec::new(),
         point_kind: RestorePointKind::Factory,
         image: Some(label(name)),
     }
@@ -219,6 +220,7 @@ fn what_no_image_can_have_is_refused() {
         assert_eq!(order(label), "bad-request");
     }
     let named_backup = Action::Capture {
+        unlock: Vec::new(),
         point_kind: RestorePointKind::Backup,
         image: Some(label("lab")),
     };

@@ -233,6 +233,7 @@ impl Capture {
                 coverage: Coverage::Whole {
                     reason: "no table".into(),
                 },
+                was_encrypted: None,
                 content,
             }],
         };
@@ -330,6 +331,7 @@ pub(super) fn begin_capture(server: &Server, machine: u8) -> Job {
             api::Action::Capture {
                 point_kind: Default::default(),
                 image: None,
+                unlock: Vec::new(),
             },
         )
         .unwrap();

@@ -2,6 +2,7 @@
 
 mod factory;
 mod fake_agent;
+mod keys;
 
 use backup::Digest;
 use backup::chunk::RecordHeader;
@@ -462,6 +463,7 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             Action::Capture {
                 point_kind: Default::default(),
                 image: None,
+                unlock: Vec::new(),
             },
         )
         .unwrap_err();
@@ -476,6 +478,7 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
                 Action::Capture {
                     point_kind: Default::default(),
                     image: None,
+                    unlock: Vec::new(),
                 }
             )
             .unwrap_err()
@@ -489,6 +492,7 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
                 Action::Capture {
                     point_kind: Default::default(),
                     image: None,
+                    unlock: Vec::new(),
                 }
             )
             .unwrap_err()
@@ -504,6 +508,7 @@ fn an_ambiguous_or_unknown_name_is_refused_with_the_candidates() {
             Action::Capture {
                 point_kind: Default::default(),
                 image: None,
+                unlock: Vec::new(),
             },
         )
         .unwrap();
@@ -519,6 +524,7 @@ fn a_machine_with_an_unfinished_job_gets_no_second_one() {
             Action::Capture {
                 point_kind: Default::default(),
                 image: None,
+                unlock: Vec::new(),
             },
         )
         .unwrap_err();
@@ -594,6 +600,7 @@ fn a_held_beacon_is_answered_as_soon_as_there_is_a_job() {
                 Action::Capture {
                     point_kind: Default::default(),
                     image: None,
+                    unlock: Vec::new(),
                 },
             )
             .unwrap();
@@ -627,6 +634,7 @@ fn a_cancelled_job_is_told_at_the_next_report_and_its_uploads_are_refused() {
             Action::Capture {
                 point_kind: Default::default(),
                 image: None,
+                unlock: Vec::new(),
             },
         )
         .unwrap();
