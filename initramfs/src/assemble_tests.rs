@@ -1,5 +1,6 @@
 //! Whole builds from small fake inputs: no network, no apt; packages are made by `dpkg-deb`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +11,7 @@ use crate::elf::tests::fake_elf;
 use crate::kernel::tests::fake_image;
 use crate::pe;
 use crate::pe::tests::fake_program;
+use crate::tools::TOOLS;
 use crate::tree::Node;
 
 const KERNEL: &str = "6.1.0-fake";
@@ -44,18 +46,21 @@ fn package(directory: &Path, name: &str, depends: &str, files: &[(&str, Vec<u8>)
 fn inputs(root: &Path) -> Inputs {
     let debs = root.join("debs");
     let program = || fake_elf(Some("/lib64/ld-linux-x86-64.so.2"), &["libc.so.6"], &[]);
-    let tools = ["e2fsck", "resize2fs", "tune2fs", "dumpe2fs"]
-        .map(|name| (format!("sbin/{name}"), program()));
-    let tools: Vec<(&str, Vec<u8>)> = tools
-        .iter()
-        .map(|(path, data)| (path.as_str(), data.clone()))
-        .collect();
-    package(
-        &debs,
-        "e2fsprogs",
-        "Pre-Depends: libc6 (>= 2.34)\nDepends: logsave\n",
-        &tools,
-    );
+    let mut tools: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (package, tool) in TOOLS {
+        tools
+            .entry(package)
+            .or_default()
+            .push(format!("sbin/{tool}"));
+    }
+    for (name, paths) in &tools {
+        let files: Vec<(&str, Vec<u8>)> = paths
+            .iter()
+            .map(|path| (path.as_str(), program()))
+            .collect();
+        let depends = "Pre-Depends: libc6 (>= 2.34)\nDepends: logsave\n";
+        package(&debs, name, depends, &files);
+    }
     let library = fake_elf(None, &[], &[]);
     let libc = [
         ("lib/x86_64-linux-gnu/libc.so.6", library.clone()),

@@ -22,7 +22,7 @@ use crate::tree::Tree;
 /// `resize2fs` grows the last file system of a restored disk, `e2fsck` must run before it, `tune2fs` and
 /// `dumpe2fs` tell and change a file system's identity; `ntfsresize` grows an NTFS. `cryptsetup` opens an encrypted
 /// volume whose key was given with a capture.
-const TOOLS: &[(&str, &str)] = &[
+pub(crate) const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "e2fsck"),
     ("e2fsprogs", "resize2fs"),
     ("e2fsprogs", "tune2fs"),
