@@ -63,9 +63,6 @@ kill -TERM "$agent"
 wait "$agent" || true
 lvs --noheadings -o lv_name office >/lab/after-stop
 kill "$writer" "$watcher"
-wait || true
-umount /data
-e2fsck -f -n /dev/office/data >/lab/own-check 2>&1 || true
 sync
 trap - EXIT
 echo "lab: done"
