@@ -6,19 +6,20 @@ use backup::hardware::Disk;
 use backup::member;
 use backup::plan::members::refuse;
 
-use crate::device::{Access, DiskReader};
+use crate::device::{Access, BlockDevice, DiskReader};
 use crate::job::Engine;
 use crate::job::error::Fault;
 
-/// Refuses the capture of `disks` when one of them is a member of something larger.
+/// Opens `disks` and refuses their capture when one of them is a member of something larger. Each is opened
+/// once and stays open: of a volume in use this is the snapshot that is read.
 ///
 /// # Errors
 /// [`Fault::Refused`] with one sentence for each such disk, or a disk that cannot be read.
-pub(super) fn check<'a>(
+pub(super) fn open(
     engine: &Engine<'_>,
-    disks: impl Iterator<Item = &'a Disk>,
-) -> Result<(), Fault> {
-    let mut refusals = Vec::new();
+    disks: &[&Disk],
+) -> Result<Vec<Box<dyn BlockDevice>>, Fault> {
+    let (mut devices, mut refusals) = (Vec::with_capacity(disks.len()), Vec::new());
     for disk in disks {
         let device = engine.platform.open(disk, Access::Read)?;
         let reader = DiskReader(device.as_ref());
@@ -26,9 +27,10 @@ pub(super) fn check<'a>(
             Fault::NotAsPlanned(format!("{} cannot be read: {error}", device.name()))
         })?;
         refusals.extend(refuse(disk, &found));
+        devices.push(device);
     }
     if refusals.is_empty() {
-        Ok(())
+        Ok(devices)
     } else {
         Err(Fault::Refused(refusals))
     }

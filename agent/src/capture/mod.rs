@@ -46,17 +46,15 @@ fn run(
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
     let mut warnings = Vec::new();
-    members::check(
-        engine,
-        engine.inventory.disks.iter().filter(|disk| !disk.removable),
-    )?;
     let fixed = engine.inventory.disks.iter().filter(|disk| !disk.removable);
-    unlock::check_places(engine.keys, &fixed.collect::<Vec<_>>())?;
+    let fixed: Vec<_> = fixed.collect();
+    unlock::check_places(engine.keys, &fixed)?;
+    let devices = members::open(engine, &fixed)?;
     let (mut sources, mut kept) = (Vec::new(), 0);
-    for disk in engine.inventory.disks.iter().filter(|disk| !disk.removable) {
+    for (disk, device) in fixed.into_iter().zip(devices) {
         let number = u32::try_from(sources.len())
             .map_err(|_| Fault::Internal("too many disks".to_owned()))?;
-        let source = Source::open(engine, disk, number, &mut kept, &mut warnings)?;
+        let source = Source::open(engine, (disk, device), number, &mut kept, &mut warnings)?;
         sources.push(source);
     }
     if sources.is_empty() {

@@ -15,7 +15,7 @@ use backup::plan::capture::{RegionPlan, plan_region};
 use backup::units::HumanBytes;
 
 use super::unlock::PlainDisk;
-use crate::device::{Access, BlockDevice, DiskReader};
+use crate::device::{BlockDevice, DiskReader};
 use crate::job::Engine;
 use crate::job::error::Fault;
 use crate::log::chain;
@@ -44,20 +44,19 @@ pub(crate) struct Planned {
 }
 
 impl<'a> Source<'a> {
-    /// Opens a disk, and what of it there are keys for, and plans what is saved of it. `number` is the disk's in the manifest, `kept` the
+    /// Opens what of an open disk there are keys for, and plans what is saved of it. `number` is the disk's in the manifest, `kept` the
     /// bytes of plans that are kept already.
     ///
     /// # Errors
-    /// A disk that cannot be opened or read, is another one than the inventory says, or whose table
+    /// A disk that cannot be read, is another one than the inventory says, or whose table
     /// does not describe it.
     pub(crate) fn open(
         engine: &Engine<'_>,
-        disk: &'a Disk,
+        (disk, device): (&'a Disk, Box<dyn BlockDevice>),
         number: u32,
         kept: &mut usize,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Fault> {
-        let device = engine.platform.open(disk, Access::Read)?;
         let (size, sector) = (device.size(), device.sector());
         if (size, sector) != (disk.size, disk.logical_sector) {
             return Err(Fault::NotAsPlanned(format!(

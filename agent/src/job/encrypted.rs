@@ -151,10 +151,9 @@ fn run(arguments: &[&str], key: &[u8]) -> Result<Output, Fault> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // Without udev nobody would tell the tool that the node is there; it makes it itself then.
-    if !Path::new("/run/udev/control").exists() {
-        command.env("DM_DISABLE_UDEV", "1");
-    }
+    // The tool makes the node itself: without udev nobody else would, and with it a volume group in the volume
+    // would be activated and hold it.
+    command.env("DM_DISABLE_UDEV", "1");
     let mut child = command.spawn().map_err(fault)?;
     let written = child.stdin.take().map_or(Ok(()), |mut input| {
         // Closed at the end of this block, which ends the key.

@@ -14,7 +14,8 @@ use super::debian::{self, DebianError};
 use super::guest::DirectKernel;
 use super::tool::{self, ToolError};
 
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 12] = [
+    "cryptsetup-bin",
     "e2fsprogs",
     "initramfs-tools",
     "iproute2",

@@ -21,8 +21,15 @@ use crate::lab::running_host::{self, RunningHost};
 
 const SCRIPT: &str = include_str!("running_host.sh");
 const LVM_DISK: u64 = 640 << 20;
+const LUKS_DISK: u64 = 200 << 20;
+/// Where the volume in LUKS begins on a restored disk: behind the table, and behind LVM's own first MiB; its size.
+const INNER: (u64, u64) = (2 << 20, 100 << 20);
 /// The volume's size, as the script makes it.
 const VOLUME: u64 = 320 << 20;
+
+/// The files from before the backup, as the script lists them.
+const FILES: &str =
+    "cd \"$1/before\" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
 
 /// Plays it.
 pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
@@ -40,7 +47,11 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
     std::fs::write(&script, SCRIPT)?;
     running_host::equip(&root, &script, &[(&agent, "/agent")])?;
     disk::create_empty(&lvm, LVM_DISK)?;
-    disk::partition(&lvm, "label: gpt\nstart=2048, type=lvm\n")?;
+    let luks = place("luks.raw");
+    disk::create_empty(&luks, LUKS_DISK)?;
+    for image in [&lvm, &luks] {
+        disk::partition(image, "label: gpt\nstart=2048, type=lvm\n")?;
+    }
 
     let mut site = Site::open(stage)?;
     let port = site.add_port()?;
@@ -54,7 +65,11 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
         firmware: Firmware::fresh(FirmwareKind::Bios, stage.disks())?,
         memory_mib: 1024,
         cpus: 2,
-        disks: vec![drive(&root, "HOST-ROOT"), drive(&lvm, "HOST-LVM")],
+        disks: vec![
+            drive(&root, "HOST-ROOT"),
+            drive(&lvm, "HOST-LVM"),
+            drive(&luks, "HOST-LUKS"),
+        ],
         network: Some(NetworkCard {
             model: "virtio-net-pci".to_owned(),
             mac: [0x52, 0x54, 0, 0x77, 3, 3],
@@ -109,7 +124,7 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
         .iter()
         .filter(|point| point.status != "failed")
         .collect();
-    ensure!(made.len() == 1, "restore points: {points:?}");
+    ensure!(made.len() == 2, "restore points: {points:?}");
     let point = made.first().context("no restore point")?;
     ensure!(
         point.data_bytes < VOLUME,
@@ -130,8 +145,7 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
     let folder = place("mounted");
     std::fs::create_dir_all(&folder)?;
     shell("mount -o loop,ro \"$1\" \"$2\"", &[&restored, &folder])?;
-    let list = "cd \"$1/before\" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
-    let listed = shell(list, &[&folder]);
+    let listed = shell(FILES, &[&folder]);
     let busy = shell("tail -n 1 \"$1/busy/log\"", &[&folder]);
     shell("umount \"$1\"", &[&folder])?;
     ensure!(
@@ -149,5 +163,52 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
         at_snapshot.trim(),
         at_end.trim()
     ));
+    let point = made.last().context("no second restore point")?;
+    in_luks(stage, &root, (&site, &agent), point.id.as_str())
+}
+
+/// The volume group in LUKS: opened by the agent, nothing left open, and plain on the restored disk.
+fn in_luks(
+    stage: &Stage<'_>,
+    root: &Path,
+    (site, agent): (&Site<'_>, &Path),
+    point: &str,
+) -> anyhow::Result<()> {
+    let said = |name: &str| running_host::read(root, &format!("/lab/{name}"));
+    let log = said("inner-log")?;
+    ensure!(
+        said("inner-code")?.trim() == "0",
+        "the backup failed: {log}"
+    );
+    let (devices, loops) = (said("inner-dm")?, said("inner-loop")?);
+    ensure!(
+        !devices.contains("netboot") && !devices.contains("hidden") && loops.is_empty(),
+        "something is left open: {devices} {loops}"
+    );
+    let shown = site.server.show(point)?;
+    let with = "partition 1 of disk 0 was encrypted (LUKS2, aes-xts-plain64)";
+    ensure!(shown.contains(with), "show does not say `{with}`: {shown}");
+    let restored = stage.disks().join("restored-luks.raw");
+    File::create(&restored)?.set_len(LUKS_DISK)?;
+    let url = site.server.url();
+    restore_to(stage, agent, (&site.server, &url), point, &restored)?;
+    let (volume, folder) = (
+        stage.disks().join("inner.raw"),
+        stage.disks().join("mounted"),
+    );
+    let (skip, count) = (INNER.0 >> 20, INNER.1 >> 20);
+    shell(
+        &format!("dd if=\"$1\" of=\"$2\" bs=1M skip={skip} count={count} status=none"),
+        &[&restored, &volume],
+    )?;
+    shell("e2fsck -f -n \"$1\"", &[&volume]).context("the volume in LUKS is not clean")?;
+    shell("mount -o loop,ro \"$1\" \"$2\"", &[&volume, &folder])?;
+    let listed = shell(FILES, &[&folder]);
+    shell("umount \"$1\"", &[&folder])?;
+    ensure!(
+        listed? == said("inner")?,
+        "files of the volume in LUKS differ"
+    );
+    stage.milestone("LVM in LUKS is captured plain with its key, and nothing stays open");
     Ok(())
 }

@@ -1,5 +1,5 @@
 # What the running host does, as root of a Debian with systemd, udev and LVM. /dev/vdb is an empty disk with one
-# partition; /agent is the agent. What the scenario wants to know is left in /lab.
+# partition, /dev/vdc another; /agent is the agent. What the scenario wants to know is left in /lab.
 set -eu
 trap 'echo "lab: FAILED with $?"; sync; systemctl --no-block poweroff' EXIT
 mkdir -p /lab
@@ -63,9 +63,33 @@ kill -TERM "$agent"
 wait "$agent" || true
 lvs --noheadings -o lv_name office >/lab/after-stop
 kill "$writer" "$watcher"
-wait || true
-umount /data
-e2fsck -f -n /dev/office/data >/lab/own-check 2>&1 || true
+
+# LVM in LUKS, as installers make it: nothing uses it, and the agent opens it with its key.
+printf 'a key for the lab' >/lab/key
+cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file /lab/key /dev/vdc1
+cryptsetup open --key-file /lab/key /dev/vdc1 inner
+pvcreate -q /dev/mapper/inner
+vgcreate -q hidden /dev/mapper/inner
+lvcreate -q --yes -L 100M -n root hidden
+lvcreate -q --yes -L 20M -n swap hidden
+mke2fs -q -t ext4 /dev/hidden/root
+mkswap -q /dev/hidden/swap
+mkdir /inner
+mount /dev/hidden/root /inner
+cp -a /data/before /inner/before
+rm /inner/before/large
+(cd /inner/before && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum) >/lab/inner
+umount /inner
+vgchange -q -an hidden
+cryptsetup close inner
+code=0
+/agent backup --server http://10.77.0.1:80 --disk /dev/vdc --unlock /dev/vdc:1=/lab/key --json \
+    >/lab/inner-done 2>/lab/inner-log || code=$?
+echo "$code" >/lab/inner-code
+sleep 2
+udevadm settle
+dmsetup ls >/lab/inner-dm
+losetup --all >/lab/inner-loop
 sync
 trap - EXIT
 echo "lab: done"
