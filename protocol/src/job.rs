@@ -20,6 +20,9 @@ pub enum JobKind {
         /// What it will be called, if it is to be a factory image.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         image: Option<ImageLabel>,
+        /// A program on the machine's running system asked for it: it does it itself, and nobody else.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        native: bool,
     },
     /// Rebuild the machine from a restore point.
     Restore {

@@ -29,6 +29,7 @@ pub(crate) mod boot_files;
 pub(crate) mod operator_api;
 mod send_share;
 pub(crate) mod server;
+pub(crate) mod silent_jobs;
 pub(crate) mod upkeep_api;
 
 #[cfg(test)]

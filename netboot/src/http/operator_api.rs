@@ -130,6 +130,7 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
                 restore_point: recovery.new_restore_point()?,
                 point_kind,
                 image,
+                native: false,
             };
             factory::check_purpose(recovery, &kind.purpose())?;
             recovery.store.check_room_for_capture()?;
