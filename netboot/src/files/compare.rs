@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use backup::Digest;
 use backup::filesystem::tree::{Node, NodeKind};
 use backup::layout;
-use backup::manifest::{ChunkListRef, DiskImage, Manifest, Region, RestorePointId};
+use backup::manifest::{ChunkListRef, DiskImage, Manifest, RestorePointId};
 use backup::units::HumanBytes;
 use serde::Serialize;
 
@@ -93,7 +93,7 @@ pub(crate) fn compare(
     };
     count_chunks(store, (a, &first), (b, &second), &mut comparison)?;
     let before = list(&first);
-    for (view, region) in list(&second) {
+    for (view, saved) in list(&second) {
         let same = before.iter().find(|(old, _)| old.volume == view.volume);
         let Some((_, old)) = same else {
             continue;
@@ -101,7 +101,7 @@ pub(crate) fn compare(
         let mut change = VolumeChange {
             volume: view.volume.clone(),
             size: view.size,
-            different: different(store, (a, *old), (b, region))?,
+            different: different(store, (a, old.content), (b, saved.content))?,
             files: None,
             reason: None,
         };
@@ -256,17 +256,17 @@ fn count_chunks(
 /// Bytes of the second that are not the same entry at the same place in the first.
 fn different(
     store: &Store,
-    (a, old): (&RestorePointId, &Region),
-    (b, new): (&RestorePointId, &Region),
+    (a, old): (&RestorePointId, &ChunkListRef),
+    (b, new): (&RestorePointId, &ChunkListRef),
 ) -> Result<u64, FilesError> {
-    if old.content.digest == new.content.digest {
+    if old.digest == new.digest {
         return Ok(0);
     }
-    let before = ListFile::open(store, a, &old.content.digest)?;
+    let before = ListFile::open(store, a, &old.digest)?;
     let (mut bytes, mut places) = (vec![0; PIECE], Vec::new());
     let (mut next, mut at) = (0, 0);
     let (mut sum, mut trouble) = (0, None);
-    each(store, b, &new.content, &mut |place| {
+    each(store, b, new, &mut |place| {
         // Both lists are in order: go forward in the first as far as this entry.
         loop {
             if next == places.len() {
