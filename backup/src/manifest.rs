@@ -21,8 +21,11 @@ mod purpose;
 pub use logical::LogicalVolume;
 pub use purpose::{ImageLabel, ImageName, ImageNameError, Purpose, RestorePointKind};
 
-/// The version of the manifest format that this program writes.
+/// The version of the manifest format of a restore point without logical volumes.
 pub const FORMAT: u32 = 1;
+/// The version of one with logical volumes: a program that does not know them would restore the regions
+/// around them and take that for the whole, so it has to refuse it.
+pub const FORMAT_WITH_VOLUMES: u32 = 2;
 
 /// A manifest that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,9 @@ pub enum ManifestError {
     #[error("not a manifest")]
     Json(#[source] serde_json::Error),
     /// A version of the format that this program does not know.
-    #[error("manifest of format version {found} (this program reads version {FORMAT})")]
+    #[error(
+        "manifest of format version {found} (this program reads versions {FORMAT} to {FORMAT_WITH_VOLUMES})"
+    )]
     Format {
         /// The version found.
         found: u32,
@@ -355,7 +360,7 @@ pub struct DiskImage {
 /// A restore point's description.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of this format, [`FORMAT`].
+    /// Version of this format, see [`Manifest::format_for`].
     pub format: u32,
     /// The restore point; the server gives it.
     pub id: RestorePointId,
@@ -390,6 +395,16 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// The version of the format for a manifest with these logical volumes.
+    #[must_use]
+    pub const fn format_for(logical_volumes: &[LogicalVolume]) -> u32 {
+        if logical_volumes.is_empty() {
+            FORMAT
+        } else {
+            FORMAT_WITH_VOLUMES
+        }
+    }
+
     /// Reads and checks a manifest.
     ///
     /// # Errors
@@ -401,7 +416,8 @@ impl Manifest {
         }
         // The version first: a later format need not have our fields.
         let version: Version = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
-        if version.format != FORMAT {
+        // Version 1 with logical volumes was written before there was a version 2: it is read as well.
+        if !(FORMAT..=FORMAT_WITH_VOLUMES).contains(&version.format) {
             return Err(ManifestError::Format {
                 found: version.format,
             });

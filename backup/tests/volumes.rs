@@ -271,3 +271,23 @@ fn a_manifest_from_before_logical_volumes_is_read() {
     let read = Manifest::from_json(json.as_bytes()).unwrap();
     assert!(read.logical_volumes.is_empty());
 }
+
+#[test]
+fn a_manifest_with_logical_volumes_is_one_that_older_readers_refuse() {
+    let one = vec![logical(
+        0,
+        vec![Segment {
+            stripe: MIB,
+            areas: vec![area(0, 0, 1)],
+        }],
+    )];
+    assert_eq!(Manifest::format_for(&[]), FORMAT);
+    assert!(Manifest::format_for(&one) > FORMAT);
+    let mut with = manifest(one);
+    // What was written before there was a second version, what is written, and what nobody knows yet.
+    for (format, read) in [(1, true), (2, true), (3, false), (0, false)] {
+        with.format = format;
+        let json = serde_json::to_vec(&with).unwrap();
+        assert_eq!(Manifest::from_json(&json).is_ok(), read, "{format}");
+    }
+}

@@ -3,7 +3,7 @@
 //! Invariant: a machine has at most one unfinished job (the database enforces it), and a job that
 //! was created is handed out until it is over: a machine that restarts in the middle, or that never
 //! got the answer, gets the same job again, but for a restore of a machine that was not heard of for
-//! a day. A failed job stays failed; only a person starts another. What is *not* here: who may ask (`http`), what a job does to a machine (the agent).
+//! a day, and a capture that a running system made of itself. A failed job stays failed; only a person starts another. What is *not* here: who may ask (`http`), what a job does to a machine (the agent).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,6 +85,10 @@ const STORED_WRITTEN_EVERY: u64 = 256 * 1024 * 1024;
 /// its last report, and what is on the disks has been worked with since.
 const RESTORE_GOES_STALE: u64 = 24 * 60 * 60;
 
+/// After this many seconds of silence a capture is ended that a running system makes of itself: its
+/// progress is reported each second, so that the program that made it is gone.
+const NATIVE_GOES_SILENT: u64 = 5 * 60;
+
 /// A job as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JobRecord {
@@ -130,6 +134,10 @@ pub(crate) struct Jobs {
     stored: Mutex<HashMap<String, u64>>,
     /// Keys of encrypted volumes that unfinished captures open: never written anywhere.
     keys: Mutex<HashMap<String, Vec<VolumeKey>>>,
+    /// When the agent was last heard of that does this job: seconds since 1970-01-01 UTC.
+    heard: Mutex<HashMap<String, u64>>,
+    /// When this server began to listen; before that nobody was heard.
+    began: u64,
     changed: Event,
 }
 
@@ -144,6 +152,8 @@ impl Jobs {
             progress: Mutex::default(),
             stored: Mutex::default(),
             keys: Mutex::default(),
+            heard: Mutex::default(),
+            began: now(),
             changed: Event::new(),
         }
     }
@@ -371,6 +381,45 @@ impl Jobs {
         Ok(reported.ended.then_some(reported.job))
     }
 
+    /// Ends captures that running systems made of themselves, and whose agent was silent for longer than
+    /// some minutes. `now` is the present, in seconds since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// [`JobError::State`].
+    pub(crate) fn end_silent(&self, now: u64) -> Result<Vec<JobRecord>, JobError> {
+        let running = self.query("WHERE state = ?1", &JobState::Running.word())?;
+        let mut ended = Vec::new();
+        for record in running {
+            if !matches!(record.job.kind, JobKind::Capture { native: true, .. }) {
+                continue;
+            }
+            let heard = self.lock_heard().get(&record.job.id).copied();
+            let heard = heard
+                .max(record.started_at)
+                .map_or(self.began, |heard| heard.max(self.began));
+            if now.saturating_sub(heard) <= NATIVE_GOES_SILENT {
+                continue;
+            }
+            let failed = JobReport::Failed {
+                reason: format!(
+                    "the backup program was not heard of for {} minutes: it was stopped, or the machine is off; the disks were only read; start it again",
+                    now.saturating_sub(heard) / 60
+                ),
+                code: "interrupted".to_owned(),
+            };
+            let reported = self.report(&record.job.id, &failed)?;
+            if reported.ended {
+                ended.push(reported.job);
+            }
+        }
+        Ok(ended)
+    }
+
+    /// The agent that does this job was heard of.
+    fn hear(&self, id: &str) {
+        self.lock_heard().insert(id.to_owned(), now());
+    }
+
     /// The job for a machine that sent a beacon, which is then running. A machine that waits or
     /// that failed has no job at hand, whatever was handed out before: it was started again, or
     /// the answer was lost on the way.
@@ -441,6 +490,7 @@ impl Jobs {
                 state: record.state,
             });
         }
+        self.hear(&record.job.id);
         Ok(record)
     }
 
@@ -552,6 +602,7 @@ impl Jobs {
     fn progress(&self, record: JobRecord, progress: Progress) -> Result<Reported, JobError> {
         match record.state {
             JobState::Running => {
+                self.hear(&record.job.id);
                 self.lock_progress().insert(record.job.id.clone(), progress);
             }
             JobState::Cancelled => {}
@@ -622,6 +673,7 @@ impl Jobs {
         }
         self.lock_progress().remove(&record.job.id);
         self.lock_keys().remove(&record.job.id);
+        self.lock_heard().remove(&record.job.id);
         self.changed.notify(usize::MAX);
         Ok(true)
     }
@@ -659,6 +711,10 @@ impl Jobs {
 
     fn lock_stored(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_heard(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_progress(&self) -> std::sync::MutexGuard<'_, HashMap<String, Progress>> {

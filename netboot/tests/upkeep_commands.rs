@@ -93,6 +93,50 @@ fn what_is_forgotten_is_freed_and_what_is_pinned_stays() {
 }
 
 #[test]
+fn an_image_is_made_without_a_server_and_its_name_stands_for_its_id() {
+    let directory = sample();
+    let data = directory.path();
+    let create = ["factory", "create", "--from"];
+    let named = ["sample-2", "--name", "Lab", "--description", "for the lab"];
+    let before: StoreView = json(data, &["store"]);
+    let said = says(data, &[&create[..], &named].concat());
+    assert!(said.contains("Factory image Lab ("), "{said}");
+    let after: StoreView = json(data, &["store"]);
+    assert_eq!(after.restore_points.len(), 3);
+    assert_eq!(after.stored_bytes, before.stored_bytes);
+    let again = refuses(
+        data,
+        &[&create[..], &["sample-1", "--name", "LAB"]].concat(),
+    );
+    assert!(again.contains("the name `LAB` is taken"), "{again}");
+    let unknown = refuses(data, &[&create[..], &["nothing"]].concat());
+    assert!(unknown.contains("no restore point `nothing`"), "{unknown}");
+    for wrong in [
+        &["factory", "create"][..],
+        &["factory", "create", "machine", "--from", "sample-1"],
+        &["factory", "create", "--from", "sample-1", "--name", "1st"],
+        &["factory", "create", "--from", "sample-1", "--watch"],
+    ] {
+        assert_eq!(netboot(data, wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    // Rules leave it alone, also when they keep one of its machine.
+    let view: PruneView = json(data, &["prune", "--keep-last", "1", "--dry-run"]);
+    let image = view.restore_points.iter().find(|verdict| {
+        let factory = "factory image".to_owned();
+        verdict.keep && verdict.reasons.contains(&factory)
+    });
+    assert!(image.is_some(), "{view:?}");
+    let compared = says(data, &["compare", "sample-2", "lab"]);
+    assert!(
+        compared.contains("Disks and partitions are the same"),
+        "{compared}"
+    );
+    let view: RestorePointView = json(data, &["forget", "lab"]);
+    assert!(view.is_factory());
+    assert!(says(data, &["verify"]).contains("2 restore points checked"));
+}
+
+#[test]
 fn damage_that_verify_finds_is_remembered() {
     let directory = sample();
     let data = directory.path();
@@ -102,7 +146,10 @@ fn damage_that_verify_finds_is_remembered() {
     bytes[middle] ^= 1;
     fs::write(&pack, bytes).expect("damaged");
     let said = refuses(data, &["verify"]);
-    assert!(said.contains("1 damaged chunks"), "{said}");
+    assert!(
+        said.contains("1 damaged chunk, 1 restore point affected"),
+        "{said}"
+    );
     let view: StoreView = json(data, &["store"]);
     assert_eq!(view.damaged_chunks, 1);
     assert!(data.join("store/damaged.json").is_file());

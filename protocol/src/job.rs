@@ -24,6 +24,9 @@ pub enum JobKind {
         /// The encrypted volumes that are to be opened; [`crate::api::job_keys`] has their keys.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         unlock: Vec<VolumePlace>,
+        /// A program on the machine's running system asked for it: it does it itself, and nobody else.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        native: bool,
     },
     /// Rebuild the machine from a restore point.
     Restore {

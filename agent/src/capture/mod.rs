@@ -5,7 +5,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backup::manifest::{Coverage, FORMAT, Manifest, Purpose, RestorePointId};
+use backup::manifest::{Coverage, Manifest, Purpose, RestorePointId};
 use backup::units::HumanBytes;
 use protocol::progress::Stage;
 
@@ -76,7 +76,7 @@ fn run(
     engine.check_cancelled()?;
     engine.tracker.stage(Stage::Publishing, 0);
     let manifest = Manifest {
-        format: FORMAT,
+        format: Manifest::format_for(&logical_volumes),
         id: restore_point.clone(),
         kind: purpose.kind,
         image: purpose.image,

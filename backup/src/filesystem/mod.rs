@@ -9,6 +9,7 @@ use crate::ByteRange;
 use crate::manifest::{FileSystemKind, Volume};
 
 mod btrfs;
+mod cluster_files;
 mod crc;
 pub mod detect;
 mod dos_time;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::file_options::{CompareArgs, ItemsArgs, VersionsArgs};
 use super::files::volume_table;
 use super::table::{Table, clean, local_time};
-use super::{CommandError, open_store, print, print_json};
+use super::{CommandError, open_lists, open_store, print, print_json};
 use crate::files::{self, Comparison, VolumeView};
 use crate::store::Store;
 
@@ -138,7 +138,7 @@ fn clean_lines(text: &str) -> String {
 }
 
 pub(super) fn versions(data_directory: &Path, args: &VersionsArgs) -> Result<(), CommandError> {
-    let store = open_store(data_directory)?;
+    let store = open_lists(data_directory)?;
     let (machine, name) = files::machine_of(&store, &args.machine)?;
     let mut own = store.restore_points.list();
     own.retain(|view| view.machine.as_deref() == Some(machine.as_str()));
@@ -169,7 +169,11 @@ pub(super) fn versions(data_directory: &Path, args: &VersionsArgs) -> Result<(),
 }
 
 pub(super) fn compare(data_directory: &Path, args: &CompareArgs) -> Result<(), CommandError> {
-    let store = open_store(data_directory)?;
+    let store = if args.files {
+        open_store(data_directory)?
+    } else {
+        open_lists(data_directory)?
+    };
     let machine = args.machine.as_deref();
     let a = files::resolve(&store, &args.a, machine)?;
     let b = files::resolve(&store, &args.b, machine)?;

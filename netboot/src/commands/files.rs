@@ -264,10 +264,11 @@ fn ls(data_directory: &Path, args: &LsArgs) -> Result<(), CommandError> {
     let spec = &args.what;
     let id = files::resolve(&store, &spec.restore_point, args.machine.as_deref())?;
     let manifest = files::manifest(&store, &id)?;
-    let volume = files::open(&store, &id, &manifest, spec.volume.as_deref())?;
+    let place = files::place(&manifest, spec)?;
+    let volume = files::open(&store, &id, &manifest, place.volume.as_deref())?;
     let tree = volume.tree.as_ref();
-    let start = files::find(tree, &spec.path).map_err(|error| FilesError::Path {
-        path: format!("/{}", shown(&spec.path)),
+    let start = files::find(tree, &place.path).map_err(|error| FilesError::Path {
+        path: format!("/{}", shown(&place.path)),
         reason: error.to_string(),
     })?;
     let mut output = BufWriter::new(std::io::stdout().lock());
@@ -291,7 +292,7 @@ fn ls(data_directory: &Path, args: &LsArgs) -> Result<(), CommandError> {
         if path.is_empty() && is_folder {
             return Ok(true);
         }
-        let path = if path.is_empty() { &spec.path } else { path };
+        let path = if path.is_empty() { &place.path } else { path };
         let written = if args.json {
             let lead = if count == 0 { "[\n  " } else { ",\n  " };
             serde_json::to_string(&entry_view(tree, path, id, node))
@@ -362,21 +363,30 @@ fn get(data_directory: &Path, args: &GetArgs) -> Result<(), CommandError> {
     let Some(first) = args.what.first() else {
         return Ok(());
     };
-    let same =
-        |spec: &&Spec| spec.restore_point == first.restore_point && spec.volume == first.volume;
-    if let Some(other) = args.what.iter().find(|spec| !same(spec)) {
-        return Err(FilesError::Volume(format!(
+    let apart = |other: &Spec| {
+        FilesError::Volume(format!(
             "all paths must be of one volume: `{}` and `{}` are not",
-            clean(&first.restore_point),
-            clean(&other.restore_point)
+            clean(&first.to_string()),
+            clean(&other.to_string())
         ))
-        .into());
+    };
+    let same = |spec: &&Spec| spec.restore_point == first.restore_point;
+    if let Some(other) = args.what.iter().find(|spec| !same(spec)) {
+        return Err(apart(other).into());
     }
     let destination = destination(args)?;
     let id = files::resolve(&store, &first.restore_point, args.machine.as_deref())?;
     let manifest = files::manifest(&store, &id)?;
-    let volume = files::open(&store, &id, &manifest, first.volume.as_deref())?;
-    let paths: Vec<Vec<u8>> = args.what.iter().map(|spec| spec.path.clone()).collect();
+    let named = files::place(&manifest, first)?.volume;
+    let mut paths = Vec::with_capacity(args.what.len());
+    for spec in &args.what {
+        let place = files::place(&manifest, spec)?;
+        if place.volume != named {
+            return Err(apart(spec).into());
+        }
+        paths.push(place.path);
+    }
+    let volume = files::open(&store, &id, &manifest, named.as_deref())?;
     let bar = progress_bar(args.json);
     let taken = files::take(&volume, &paths, &destination, &mut |progress: Progress| {
         bar.set_length(progress.of_bytes);

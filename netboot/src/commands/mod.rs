@@ -69,7 +69,9 @@ pub(crate) enum CommandError {
     NoPlan,
     /// Verifying found damage; it was said what.
     #[error(
-        "the store is damaged: {chunks} damaged chunks, {restore_points} restore points affected; what was found is listed above. Damaged chunks count as missing from now on: the next capture that has them sends them again"
+        "the store is damaged: {}, {} affected; what was found is listed above. Damaged chunks count as missing from now on: the next capture that has them sends them again",
+        table::counted(*chunks as u64, "damaged chunk"),
+        table::counted(*restore_points as u64, "restore point")
     )]
     Damaged {
         /// How many chunks.
@@ -195,6 +197,14 @@ fn open_store(data_directory: &std::path::Path) -> Result<Store, CommandError> {
         return Err(CommandError::NoStore(data_directory.to_owned()));
     }
     Ok(Store::look(data_directory)?)
+}
+
+/// The same without its chunks: for lists, manifests and chunk lists.
+fn open_lists(data_directory: &std::path::Path) -> Result<Store, CommandError> {
+    if !data_directory.join("store").join("packs").is_dir() {
+        return Err(CommandError::NoStore(data_directory.to_owned()));
+    }
+    Ok(Store::look_at_lists(data_directory)?)
 }
 
 /// Prints a value as one JSON document.

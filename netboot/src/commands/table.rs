@@ -49,6 +49,12 @@ pub(super) fn clean(text: &str) -> String {
         .collect()
 }
 
+/// How many there are: `1 chunk`, `2 chunks`.
+pub(super) fn counted(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 /// A time of day where the operator is.
 pub(super) fn local_time(seconds: u64) -> String {
     time_in(seconds, TimeZone::system())

@@ -14,7 +14,7 @@ use protocol::upkeep::{
 };
 
 use super::lists::escaped;
-use super::table::{Table, clean, local_time};
+use super::table::{Table, clean, counted, local_time};
 use super::upkeep_options::{GcArgs, PruneArgs, RestorePointArgs};
 use super::{CommandError, print, print_json};
 use crate::control_client::{ClientError, ControlClient};
@@ -262,19 +262,19 @@ pub(super) fn sizes(data_directory: &Path, json: bool) -> Result<(), CommandErro
     }
     let mut text = table.to_string();
     text.push_str(&format!(
-        "{} of data in {} restore points; {} stored in {} chunks and {} packs:\n  {} used by one \
+        "{} of data in {}; {} stored in {} and {}:\n  {} used by one \
          restore point, {} by several, {} by running captures\n  {} not needed (`netboot gc` frees \
-         them), {} damaged chunks; {} free on the disk\n",
+         them), {}; {} free on the disk\n",
         HumanBytes(view.logical_bytes),
-        view.restore_points.len(),
+        counted(view.restore_points.len() as u64, "restore point"),
         HumanBytes(view.stored_bytes),
-        view.chunks,
-        view.packs,
+        counted(view.chunks, "chunk"),
+        counted(view.packs, "pack"),
         HumanBytes(view.unique_bytes),
         HumanBytes(view.shared_bytes),
         HumanBytes(view.captures_bytes),
         HumanBytes(view.dead_bytes),
-        view.damaged_chunks,
+        counted(view.damaged_chunks, "damaged chunk"),
         HumanBytes(view.free_bytes),
     ));
     print(&text)

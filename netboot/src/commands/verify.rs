@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use protocol::upkeep::{self, DamageView, DamagedPlace};
 
 use super::options::VerifyArgs;
+use super::table::counted;
 use super::{CommandError, print, print_json};
 use crate::control_client::{ClientError, ControlClient};
 use crate::store::verify::{DamagedChunk, VerifyReport};
@@ -77,11 +78,11 @@ fn note(data_directory: &Path, report: &VerifyReport) -> Result<(), CommandError
 
 fn describe(report: &VerifyReport) -> String {
     let mut text = format!(
-        "{} of {} chunks ({}) read back and compared, {} restore points checked.\n",
+        "{} of {} chunks ({}) read back and compared, {} checked.\n",
         report.checked_chunks,
         report.all_chunks,
         HumanBytes(report.bytes),
-        report.restore_points
+        counted(report.restore_points, "restore point")
     );
     for chunk in &report.damaged_chunks {
         text.push_str(&format!(

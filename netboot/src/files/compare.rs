@@ -1,14 +1,16 @@
 //! What differs between two restore points: disks, bytes, chunks, and on request files.
 //!
-//! Chunk lists are read in pieces from their files. What is held in memory are the digests of the first
-//! restore point's chunks, 40 bytes each.
+//! Chunk lists are read in pieces from their files. What is held in memory are the digests of both
+//! restore points' chunks, 40 bytes each. Chunks themselves, and so the store's index, are needed only for
+//! files.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use backup::Digest;
 use backup::filesystem::tree::{Node, NodeKind};
 use backup::layout;
-use backup::manifest::{ChunkListRef, DiskImage, Manifest, Region, RestorePointId};
+use backup::manifest::{ChunkListRef, DiskImage, Manifest, RestorePointId};
 use backup::units::HumanBytes;
 use serde::Serialize;
 
@@ -91,7 +93,7 @@ pub(crate) fn compare(
     };
     count_chunks(store, (a, &first), (b, &second), &mut comparison)?;
     let before = list(&first);
-    for (view, region) in list(&second) {
+    for (view, saved) in list(&second) {
         let same = before.iter().find(|(old, _)| old.volume == view.volume);
         let Some((_, old)) = same else {
             continue;
@@ -99,7 +101,7 @@ pub(crate) fn compare(
         let mut change = VolumeChange {
             volume: view.volume.clone(),
             size: view.size,
-            different: different(store, (a, *old), (b, region))?,
+            different: different(store, (a, old.content), (b, saved.content))?,
             files: None,
             reason: None,
         };
@@ -216,54 +218,55 @@ fn count_chunks(
     (b, second): (&RestorePointId, &Manifest),
     comparison: &mut Comparison,
 ) -> Result<(), FilesError> {
-    // How long each is, and whether the second has it.
-    let mut chunks: HashMap<Digest, (u64, bool)> = HashMap::new();
-    for (content, _) in first.contents() {
-        each(store, a, content, &mut |place| {
-            if let Some(digest) = place.digest {
-                chunks.insert(digest, (place.end - place.start, false));
-            }
-        })?;
-    }
-    let mut new: HashMap<Digest, u64> = HashMap::new();
-    for (content, _) in second.contents() {
-        each(store, b, content, &mut |place| {
-            let Some(digest) = place.digest else {
-                return;
-            };
-            match chunks.get_mut(&digest) {
-                Some((_, both)) => *both = true,
-                None => {
-                    new.insert(digest, place.end - place.start);
-                }
-            }
-        })?;
-    }
-    for (len, both) in chunks.values() {
-        if *both {
-            comparison.in_both += len;
-        } else {
-            comparison.only_in_a += len;
+    let chunks_of = |id, manifest: &Manifest| -> Result<Vec<(Digest, u64)>, FilesError> {
+        let mut chunks = Vec::new();
+        for (content, _) in manifest.contents() {
+            each(store, id, content, &mut |place| {
+                chunks.extend(place.digest.map(|digest| (digest, place.end - place.start)));
+            })?;
         }
+        // In order, and not in a table: a digest costs as much to hash as to compare a dozen times, and
+        // no choice of chunks makes sorting slow.
+        chunks.sort_unstable();
+        chunks.dedup_by_key(|(digest, _)| *digest);
+        Ok(chunks)
+    };
+    let (old, new) = (chunks_of(a, first)?, chunks_of(b, second)?);
+    let (mut old, mut new) = (old.into_iter().peekable(), new.into_iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (Some((one, _)), Some((other, _))) => one.cmp(other),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return Ok(()),
+        };
+        let (from, to) = match order {
+            Ordering::Less => (old.next(), &mut comparison.only_in_a),
+            Ordering::Greater => (new.next(), &mut comparison.only_in_b),
+            Ordering::Equal => {
+                new.next();
+                (old.next(), &mut comparison.in_both)
+            }
+        };
+        let len = from.map_or(0, |(_, len)| len);
+        *to = to.saturating_add(len);
     }
-    comparison.only_in_b = new.values().sum();
-    Ok(())
 }
 
 /// Bytes of the second that are not the same entry at the same place in the first.
 fn different(
     store: &Store,
-    (a, old): (&RestorePointId, &Region),
-    (b, new): (&RestorePointId, &Region),
+    (a, old): (&RestorePointId, &ChunkListRef),
+    (b, new): (&RestorePointId, &ChunkListRef),
 ) -> Result<u64, FilesError> {
-    if old.content.digest == new.content.digest {
+    if old.digest == new.digest {
         return Ok(0);
     }
-    let before = ListFile::open(store, a, &old.content.digest)?;
+    let before = ListFile::open(store, a, &old.digest)?;
     let (mut bytes, mut places) = (vec![0; PIECE], Vec::new());
     let (mut next, mut at) = (0, 0);
     let (mut sum, mut trouble) = (0, None);
-    each(store, b, &new.content, &mut |place| {
+    each(store, b, new, &mut |place| {
         // Both lists are in order: go forward in the first as far as this entry.
         loop {
             if next == places.len() {

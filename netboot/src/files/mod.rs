@@ -19,6 +19,8 @@ mod tree_walk;
 mod volumes;
 
 #[cfg(test)]
+mod logical_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
@@ -35,7 +37,7 @@ pub(crate) use folder::OnClash;
 pub(crate) use path::{Spec, find};
 pub(crate) use take::{Destination, Progress, Summary, take};
 pub(crate) use tree_walk::{Step, walk};
-pub(crate) use volumes::{VolumeView, coverage, open, view_all};
+pub(crate) use volumes::{VolumeView, coverage, open, place, view_all};
 
 /// Why files cannot be shown or taken out at all.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use backup::filesystem::tree::{FileTree, NodeId, TreeError};
 use backup::filesystem::tree_path::{self, AtEnd};
 
+use super::name::shown;
+
 /// What an argument names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Spec {
@@ -43,6 +45,14 @@ impl Spec {
             volume: (!volume.is_empty()).then(|| volume.to_vec()),
             path: names.join(&b'/'),
         })
+    }
+}
+
+impl std::fmt::Display for Spec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let volume = self.volume.as_deref().unwrap_or_default();
+        let (volume, path) = (shown(volume), shown(&self.path));
+        write!(f, "{}:{volume}/{path}", self.restore_point)
     }
 }
 

@@ -27,7 +27,7 @@ use crate::store::{CaptureFacts, ListName};
 
 const MIB: usize = 1 << 20;
 
-struct Image(Vec<u8>);
+pub(super) struct Image(pub(super) Vec<u8>);
 
 impl ReadAt for Image {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
@@ -94,13 +94,13 @@ fn tree(folder: &Path) {
     tool("mkfifo", &[folder.join("etc/pipe").to_str().unwrap()]);
 }
 
-struct Scene {
+pub(super) struct Scene {
     folder: tempfile::TempDir,
-    store: Store,
+    pub(super) store: Store,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
@@ -109,12 +109,17 @@ impl Scene {
         Self { folder, store }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Captures the tree as an ext4 volume on a disk without a table.
     fn capture(&self, id: &str) -> RestorePointId {
+        self.publish(id, &self.image())
+    }
+
+    /// The tree as an ext4 volume.
+    pub(super) fn image(&self) -> Image {
         let image = self.path("image");
         let _ = fs::remove_file(&image);
         tool(
@@ -136,7 +141,7 @@ impl Scene {
                 "24m",
             ],
         );
-        self.publish(id, &Image(fs::read(&image).unwrap()))
+        Image(fs::read(&image).unwrap())
     }
 
     fn publish(&self, id: &str, image: &Image) -> RestorePointId {
@@ -160,33 +165,41 @@ impl Scene {
             })
             .collect();
         self.store.chunks.insert(&id, &upload).unwrap();
-        let list = ChunkList::new(chunks, size).unwrap();
+        let content = self.stage(&id, "0-0", &ChunkList::new(chunks, size).unwrap());
+        let manifest = described(&id, size, survey.volume, content);
+        self.commit(&manifest);
+        id
+    }
+
+    /// Sends a list.
+    pub(super) fn stage(&self, id: &RestorePointId, name: &str, list: &ChunkList) -> ChunkListRef {
         let bytes = list.encode();
         let digest = Digest::of(&bytes);
         let points = &self.store.restore_points;
-        let name = ListName::parse("0-0").unwrap();
-        points.stage_part(&id, name, 0, &bytes).unwrap();
+        let name = ListName::parse(name).unwrap();
+        points.stage_part(id, name, 0, &bytes).unwrap();
         points
-            .finish_list(&id, name, bytes.len() as u64, &digest)
+            .finish_list(id, name, bytes.len() as u64, &digest)
             .unwrap();
-        let content = ChunkListRef {
+        ChunkListRef {
             digest,
             chunks: list.chunks().len() as u64,
             data_bytes: list.data_bytes(),
             zero_bytes: list.zero_bytes(),
-        };
-        let manifest = described(&id, size, survey.volume, content);
+        }
+    }
+
+    /// Publishes what was sent.
+    pub(super) fn commit(&self, manifest: &Manifest) {
         let facts = CaptureFacts {
             machine: "m".into(),
             machine_name: "lab-17".into(),
             stored_bytes: 5,
             purpose: Default::default(),
         };
-        let json = serde_json::to_vec(&manifest).unwrap();
-        points
-            .publish(&id, &json, &facts, &self.store.chunks)
-            .unwrap();
-        id
+        let json = serde_json::to_vec(manifest).unwrap();
+        let (points, chunks) = (&self.store.restore_points, &self.store.chunks);
+        points.publish(&manifest.id, &json, &facts, chunks).unwrap();
     }
 
     /// Opens the only volume beside the store that is open.
@@ -202,7 +215,7 @@ impl Scene {
 }
 
 /// A manifest of one disk without a table.
-fn described(
+pub(super) fn described(
     id: &RestorePointId,
     size: u64,
     volume: Option<Volume>,

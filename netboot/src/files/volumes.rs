@@ -5,22 +5,28 @@ use std::sync::atomic::AtomicU64;
 
 use backup::filesystem::tree::{self, FileTree, TreeError};
 use backup::layout;
-use backup::manifest::{Coverage, DiskImage, Manifest, Region, RegionKind, RestorePointId};
+use backup::lvm::Segment;
+use backup::manifest::{
+    ChunkListRef, Coverage, DiskImage, LogicalVolume, Manifest, Region, RegionKind, RestorePointId,
+};
 use backup::units::HumanBytes;
 use serde::Serialize;
 
-use super::FilesError;
 use super::name::shown;
+use super::{FilesError, Spec};
 use crate::store::Store;
 use crate::store::volume_reader::RegionReader;
 
 /// A volume for people and programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct VolumeView {
-    /// `disk-partition`, or the disk's number alone when it has no partition table.
+    /// `disk-partition`, or the disk's number alone when it has no partition table; a logical volume's
+    /// group and name, `group/name`.
     pub(crate) volume: String,
-    /// The disk's number.
-    pub(crate) disk: u32,
+    /// The disk's number; a logical volume has none.
+    pub(crate) disk: Option<u32>,
+    /// A logical volume's number in the restore point.
+    pub(crate) logical_volume: Option<usize>,
     /// The partition's number.
     pub(crate) partition: Option<u32>,
     /// The file system.
@@ -62,8 +68,8 @@ pub(crate) fn view_all(
     manifest: &Manifest,
 ) -> Result<Vec<VolumeView>, FilesError> {
     let mut views = Vec::new();
-    for (mut view, region) in list(manifest) {
-        let opened = open_region(store, id, region, &view.volume)?;
+    for (mut view, saved) in list(manifest) {
+        let opened = open_saved(store, id, &saved, &view.volume)?;
         view.readable = opened.is_ok();
         view.reason = opened.err().map(|error| error.to_string());
         views.push(view);
@@ -72,14 +78,63 @@ pub(crate) fn view_all(
 }
 
 /// All volumes as the manifest tells them, without looking into one.
-pub(super) fn list(manifest: &Manifest) -> Vec<(VolumeView, &Region)> {
+pub(super) fn list(manifest: &Manifest) -> Vec<(VolumeView, Saved<'_>)> {
     let regions = manifest
         .disks
         .iter()
         .flat_map(|disk| disk.regions.iter().map(move |region| (disk, region)));
+    let regions = regions.filter_map(|(disk, region)| {
+        let saved = Saved {
+            content: &region.content,
+            size: region.range.len(),
+            coverage: &region.coverage,
+        };
+        Some((view(disk, region)?, saved))
+    });
+    let volumes = manifest.logical_volumes.iter().enumerate();
     regions
-        .filter_map(|(disk, region)| Some((view(disk, region)?, region)))
+        .chain(volumes.map(|(number, volume)| logical(number, volume)))
         .collect()
+}
+
+/// What was saved of a volume.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Saved<'a> {
+    /// Its chunk list.
+    pub(super) content: &'a ChunkListRef,
+    /// Its size in bytes.
+    pub(super) size: u64,
+    /// Which of its bytes.
+    coverage: &'a Coverage,
+}
+
+fn logical(number: usize, volume: &LogicalVolume) -> (VolumeView, Saved<'_>) {
+    // A size that does not fit was refused by the manifest's reader.
+    let sizes = volume.segments.iter().filter_map(Segment::size);
+    let size = sizes.fold(0, u64::saturating_add);
+    let inner = volume.volume.as_ref();
+    let view = VolumeView {
+        volume: volume.full_name(),
+        disk: None,
+        logical_volume: Some(number),
+        partition: None,
+        file_system: inner.map(|inner| inner.file_system.to_string()),
+        label: inner.and_then(|inner| inner.label.clone()),
+        uuid: inner.and_then(|inner| inner.uuid.clone()),
+        size,
+        used: inner.and_then(|inner| inner.used),
+        saved: volume.content.data_bytes,
+        coverage: coverage(&volume.coverage),
+        esp: false,
+        readable: false,
+        reason: None,
+    };
+    let saved = Saved {
+        content: &volume.content,
+        size,
+        coverage: &volume.coverage,
+    };
+    (view, saved)
 }
 
 fn view(disk: &DiskImage, region: &Region) -> Option<VolumeView> {
@@ -95,7 +150,8 @@ fn view(disk: &DiskImage, region: &Region) -> Option<VolumeView> {
             Some(number) => format!("{}-{number}", disk.number),
             None => disk.number.to_string(),
         },
-        disk: disk.number,
+        disk: Some(disk.number),
+        logical_volume: None,
         partition,
         file_system: volume.map(|volume| volume.file_system.to_string()),
         label: volume.and_then(|volume| volume.label.clone()),
@@ -121,20 +177,20 @@ pub(crate) fn coverage(coverage: &Coverage) -> String {
     }
 }
 
-fn open_region(
+fn open_saved(
     store: &Store,
     id: &RestorePointId,
-    region: &Region,
+    saved: &Saved<'_>,
     volume: &str,
 ) -> Result<Result<OpenVolume, TreeError>, FilesError> {
-    if let Coverage::LeftOut { reason } = &region.coverage {
+    if let Coverage::LeftOut { reason } = saved.coverage {
         return Ok(Err(TreeError::Unsupported(format!(
             "what was left out of the backup ({reason})"
         ))));
     }
-    let reader = RegionReader::open(store, id, region)?;
+    let reader = RegionReader::open(store, id, (&saved.content.digest, saved.size))?;
     let unsaved = reader.unsaved_bytes();
-    let opened = tree::open(Arc::new(reader), region.range.len());
+    let opened = tree::open(Arc::new(reader), saved.size);
     Ok(opened.map(|tree| OpenVolume {
         volume: volume.to_owned(),
         tree,
@@ -142,8 +198,8 @@ fn open_region(
     }))
 }
 
-/// Opens a volume by its number (`0-2`), its partition's number when there is one disk, or its label in any
-/// case of letters. Without a name: the only one with files, EFI system partitions not counted if there are
+/// Opens a volume by its number (`0-2`), its partition's number when there is one disk, a logical volume's
+/// `group/name` or number (`lvm-0`), or its label in any case of letters. Without a name: the only one with files, EFI system partitions not counted if there are
 /// others.
 ///
 /// # Errors
@@ -158,26 +214,9 @@ pub(crate) fn open(
     let Some(name) = name else {
         return only_one(store, id, &all);
     };
-    let text = String::from_utf8_lossy(name).into_owned();
-    let one_disk = manifest.disks.len() == 1;
-    let by_number = |view: &VolumeView| {
-        view.volume == text
-            || (one_disk
-                && view
-                    .partition
-                    .is_some_and(|number| number.to_string() == text))
-    };
-    let by_label = |view: &VolumeView| {
-        let label = view.label.as_ref();
-        label.is_some_and(|label| label.to_lowercase() == text.to_lowercase())
-    };
-    let mut found: Vec<_> = all.iter().filter(|(view, _)| by_number(view)).collect();
-    if found.is_empty() {
-        found = all.iter().filter(|(view, _)| by_label(view)).collect();
-    }
-    match &found[..] {
-        [(view, region)] => {
-            open_region(store, id, region, &view.volume)?.map_err(|source| FilesError::Unreadable {
+    match &meant(manifest, &all, name)[..] {
+        [(view, saved)] => {
+            open_saved(store, id, saved, &view.volume)?.map_err(|source| FilesError::Unreadable {
                 volume: view.volume.clone(),
                 source,
             })
@@ -195,14 +234,89 @@ pub(crate) fn open(
     }
 }
 
+/// The volumes that a name means: by number, or else by label.
+fn meant<'a, 'b>(
+    manifest: &Manifest,
+    all: &'a [(VolumeView, Saved<'b>)],
+    name: &[u8],
+) -> Vec<&'a (VolumeView, Saved<'b>)> {
+    let text = String::from_utf8_lossy(name).into_owned();
+    let one_disk = manifest.disks.len() == 1;
+    let by_number = |view: &VolumeView| {
+        let partition = view.partition.filter(|_| one_disk);
+        let logical = view.logical_volume.map(|number| format!("lvm-{number}"));
+        view.volume == text
+            || partition.is_some_and(|number| number.to_string() == text)
+            || logical.is_some_and(|number| number == text)
+    };
+    let by_label = |view: &VolumeView| {
+        let label = view.label.as_ref();
+        label.is_some_and(|label| label.to_lowercase() == text.to_lowercase())
+    };
+    let found: Vec<_> = all.iter().filter(|(view, _)| by_number(view)).collect();
+    if !found.is_empty() {
+        return found;
+    }
+    all.iter().filter(|(view, _)| by_label(view)).collect()
+}
+
+/// What an argument means in this restore point: `vg/root/etc` is `etc` in the logical volume `vg/root`,
+/// when there is one.
+///
+/// # Errors
+/// [`FilesError::Volume`] when `vg` is the name of another volume as well.
+pub(crate) fn place(manifest: &Manifest, spec: &Spec) -> Result<Place, FilesError> {
+    let as_said = || Place {
+        volume: spec.volume.clone(),
+        path: spec.path.clone(),
+    };
+    let Some(group) = &spec.volume else {
+        return Ok(as_said());
+    };
+    let mut parts = spec.path.splitn(2, |byte| *byte == b'/');
+    let name = parts.next().unwrap_or_default();
+    let path = parts.next().unwrap_or_default();
+    let full = [group, &b"/"[..], name].concat();
+    let mut volumes = manifest.logical_volumes.iter().enumerate();
+    let found = volumes.find(|(_, volume)| volume.full_name().as_bytes() == full);
+    let Some((number, _)) = found else {
+        return Ok(as_said());
+    };
+    let all = list(manifest);
+    if let Some((other, _)) = meant(manifest, &all, group).first() {
+        return Err(FilesError::Volume(format!(
+            "`{}` is a logical volume, and `{}` is the name of volume {}: say `lvm-{number}` for the one, `{}` for the other",
+            shown(&full),
+            shown(group),
+            other.volume,
+            other
+                .logical_volume
+                .map_or_else(|| other.volume.clone(), |number| format!("lvm-{number}")),
+        )));
+    }
+    Ok(Place {
+        volume: Some(full),
+        path: path.to_vec(),
+    })
+}
+
+/// A volume and a path in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The volume, when named.
+    pub(crate) volume: Option<Vec<u8>>,
+    /// The path from its top.
+    pub(crate) path: Vec<u8>,
+}
+
 fn only_one(
     store: &Store,
     id: &RestorePointId,
-    all: &[(VolumeView, &Region)],
+    all: &[(VolumeView, Saved<'_>)],
 ) -> Result<OpenVolume, FilesError> {
     let mut opened = Vec::new();
-    for (view, region) in all {
-        if let Ok(volume) = open_region(store, id, region, &view.volume)? {
+    for (view, saved) in all {
+        if let Ok(volume) = open_saved(store, id, saved, &view.volume)? {
             opened.push((view, volume));
         }
     }

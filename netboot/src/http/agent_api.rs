@@ -27,7 +27,7 @@ use smol::Timer;
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_body, read_json};
-use super::{PeerAddress, Recovery};
+use super::{PeerAddress, Recovery, silent_jobs};
 use crate::flight_recorder::Fact;
 use crate::jobs::JobRecord;
 use crate::machines::{MachineError, Seen};
@@ -157,12 +157,14 @@ async fn ask_capture(State(shared): Shared, body: Body) -> Result<Json<BeaconRep
     let (_, seen) = hear(&shared.recovery, beacon).await?;
     let (recovery, by) = (Arc::clone(&shared.recovery), seen.clone());
     let job = smol::unblock(move || -> Result<_, Refusal> {
+        silent_jobs::end(&recovery, crate::state::now())?;
         let restore_point = recovery.new_restore_point()?;
         let kind = JobKind::Capture {
             restore_point,
             point_kind: RestorePointKind::Backup,
             image: None,
             unlock: Vec::new(),
+            native: true,
         };
         let record = recovery.jobs.create(&by.id, kind, Afterwards::Wait)?;
         log::info!("job {}: {} asks for its capture", record.job.id, by.name);
@@ -299,6 +301,15 @@ fn note(recovery: &Recovery, machine: &str, fact: Fact) {
         Some(mac) => recovery.recorder.record(mac, fact),
         None => log::info!("machine {machine}: {fact}"),
     }
+}
+
+/// Puts the end of a job that its machine did not report on the time line.
+pub(super) fn note_end(recovery: &Recovery, record: &JobRecord) {
+    note(
+        recovery,
+        &record.machine,
+        job_ended(record, record.error.clone()),
+    );
 }
 
 fn job_ended(record: &JobRecord, error: Option<String>) -> Fact {

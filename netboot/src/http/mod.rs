@@ -30,6 +30,7 @@ pub(crate) mod operator_api;
 mod plan_api;
 mod send_share;
 pub(crate) mod server;
+pub(crate) mod silent_jobs;
 pub(crate) mod upkeep_api;
 
 #[cfg(test)]

@@ -142,6 +142,7 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
                 point_kind,
                 image,
                 unlock: unlock.iter().map(|key| key.place.clone()).collect(),
+                native: false,
             };
             factory::check_purpose(recovery, &kind.purpose())?;
             recovery.store.check_room_for_capture()?;

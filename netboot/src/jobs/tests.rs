@@ -106,6 +106,7 @@ fn a_capture_and_a_restore_not_taken_yet_never_get_old() {
         point_kind: Default::default(),
         image: None,
         unlock: Vec::new(),
+        native: false,
     });
     assert_eq!(stale(), None);
 }
@@ -133,4 +134,60 @@ fn a_decision_that_another_request_overtook_is_made_again_and_tells_what_is() {
     let told = told.unwrap();
     assert_eq!((told.job.state, told.ended), (JobState::Cancelled, false));
     assert_eq!(told.job.error, None);
+}
+
+#[test]
+fn a_backup_of_a_running_system_ends_when_its_program_is_silent_and_no_other_job_does() {
+    let bench = Bench::new();
+    let minutes = |count: u64| count * 60;
+    let (job, started) = bench.taken(JobKind::Capture {
+        restore_point: restore_point(),
+        point_kind: Default::default(),
+        image: None,
+        native: true,
+    });
+    let silent = |now| bench.jobs.end_silent(now).unwrap();
+    assert_eq!(silent(started + minutes(5)), []);
+    // An upload and a report are heard; here they come from a time long after.
+    bench.jobs.running(&job.job.id, "capture").unwrap();
+    let much_later = started + minutes(600);
+    bench
+        .jobs
+        .lock_heard()
+        .insert(job.job.id.clone(), much_later);
+    assert_eq!(silent(much_later + minutes(5)), []);
+    // A clock that was set back.
+    assert_eq!(silent(started), []);
+    let ended = silent(much_later + minutes(7)).pop().unwrap();
+    assert_eq!(
+        (&ended.job.id, ended.state),
+        (&job.job.id, JobState::Failed)
+    );
+    assert_eq!(ended.error_code.as_deref(), Some("interrupted"));
+    let reason = ended.error.unwrap();
+    assert!(reason.contains("not heard of for 7 minutes"), "{reason}");
+    assert_eq!(silent(much_later + minutes(99)), []);
+    // One in the recovery environment is given its job again instead.
+    let (_, started) = bench.taken(JobKind::Capture {
+        restore_point: restore_point(),
+        point_kind: Default::default(),
+        image: None,
+        native: false,
+    });
+    assert_eq!(silent(started + minutes(600)), []);
+    assert!(bench.jobs.unfinished("m").unwrap().is_some());
+}
+
+#[test]
+fn silence_before_the_server_was_there_does_not_count() {
+    let mut bench = Bench::new();
+    let (_, started) = bench.taken(JobKind::Capture {
+        restore_point: restore_point(),
+        point_kind: Default::default(),
+        image: None,
+        native: true,
+    });
+    bench.jobs.began = started + 3600;
+    assert_eq!(bench.jobs.end_silent(started + 3700).unwrap(), []);
+    assert_eq!(bench.jobs.end_silent(started + 3950).unwrap().len(), 1);
 }

@@ -41,7 +41,7 @@ use crate::{
     flight_recorder::FlightRecorder,
     http::{
         Recovery, agent_api, boot_api, boot_files, boot_files::BootFiles, operator_api, server,
-        upkeep_api,
+        silent_jobs, upkeep_api,
     },
     sockets::{self, DhcpSocket, OpenError, ProxySocket},
     store::DataLock,
@@ -110,11 +110,13 @@ pub(super) fn serve(
     }
     let operators = operator_api::router(Arc::clone(&recovery))
         .merge(upkeep_api::router(Arc::clone(&recovery), config.retention))
-        .merge(boot_api::router(recovery, Arc::clone(&desk)))
+        .merge(boot_api::router(Arc::clone(&recovery), Arc::clone(&desk)))
         .merge(watch::router(Arc::clone(&board)));
     let (router, pool) = (operators, Arc::clone(&parts.executor));
     let task = server::serve(doors.control, router, pool, stopped);
     stopping.push(parts.start("the control socket", task));
+    let task = silent_jobs::watch(recovery);
+    parts.start("the search for silent jobs", task).detach();
     let limits = Limits {
         block_size: config.tftp_block_size,
         window: TFTP_WINDOW,

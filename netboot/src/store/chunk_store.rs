@@ -142,13 +142,20 @@ impl ChunkStore {
     /// # Errors
     /// [`StoreError`] when the directory or a pack cannot be read.
     pub(super) fn open_read_only(storage: SharedStorage, packs: &Path) -> Result<Self, StoreError> {
+        let index = opening::look(storage.as_ref(), packs)?;
+        let mut store = Self::without_index(storage, packs);
+        store.index = RwLock::new(index);
+        Ok(store)
+    }
+
+    /// A store for reading only in which every chunk is missing.
+    pub(super) fn without_index(storage: SharedStorage, packs: &Path) -> Self {
         let writer = Writer {
             active: None,
             next: 0,
             broken: true,
         };
-        let index = opening::look(storage.as_ref(), packs)?;
-        Ok(Self {
+        Self {
             storage,
             packs: packs.to_owned(),
             limit: 0,
@@ -157,8 +164,8 @@ impl ChunkStore {
             damaged: Mutex::default(),
             writer: Mutex::new(writer),
             claims: Mutex::default(),
-            index: RwLock::new(index),
-        })
+            index: RwLock::default(),
+        }
     }
 
     /// Where a chunk lies, if it is in the store.

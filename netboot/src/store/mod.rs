@@ -64,6 +64,8 @@ mod memory_storage;
 mod sample_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod volume_tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -232,6 +234,21 @@ impl Store {
     /// [`StoreError`] when something cannot be read.
     pub(crate) fn look(data_directory: &Path) -> Result<Self, StoreError> {
         Self::look_in(Arc::new(RealStorage), &data_directory.join("store"))
+    }
+
+    /// Opens it for reading only, and for what needs no chunk: lists, manifests, chunk lists. Every chunk
+    /// counts as missing; in return, their index is not read.
+    ///
+    /// # Errors
+    /// [`StoreError`] when something cannot be read.
+    pub(crate) fn look_at_lists(data_directory: &Path) -> Result<Self, StoreError> {
+        let root = data_directory.join("store");
+        let storage: SharedStorage = Arc::new(RealStorage);
+        Ok(Self {
+            restore_points: RestorePoints::look(Arc::clone(&storage), &root)?,
+            chunks: Arc::new(ChunkStore::without_index(storage, &root.join("packs"))),
+            collecting: Mutex::new(()),
+        })
     }
 
     fn look_in(storage: SharedStorage, root: &Path) -> Result<Self, StoreError> {

@@ -1,4 +1,4 @@
-//! A region of a published restore point as a volume that can be read at any place.
+//! A region or logical volume of a published restore point as a volume that can be read at any place.
 //!
 //! Nothing is held in memory but a few decoded chunks: the place of a byte is found in the list's file by
 //! halving, the chunk comes from its pack, is decoded and compared with its digest. No lock is taken and
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use backup::Digest;
 use backup::chunk::{MAX_CHUNK_LEN, RecordHeader};
 use backup::filesystem::{ReadAt, ReadError};
-use backup::manifest::{Region, RestorePointId};
+use backup::manifest::RestorePointId;
 
 use super::chunk_store::ChunkStore;
 use super::lists;
@@ -193,23 +193,23 @@ pub(crate) struct RegionReader {
 }
 
 impl RegionReader {
-    /// Opens a region of a published restore point.
+    /// Opens what this chunk list of a published restore point is of, and how long that is.
     ///
     /// # Errors
     /// [`StoreError`] when its list cannot be read.
     pub(crate) fn open(
         store: &Store,
         id: &RestorePointId,
-        region: &Region,
+        (digest, len): (&Digest, u64),
     ) -> Result<Self, StoreError> {
-        let list = ListFile::open(store, id, &region.content.digest)?;
+        let list = ListFile::open(store, id, digest)?;
         let checker = Checker::new().map_err(|source| {
             StoreError::io("cannot prepare to decode", store.chunks.directory(), source)
         })?;
         Ok(Self {
             store: Arc::clone(&store.chunks),
             list,
-            len: region.range.len(),
+            len,
             cache: Mutex::new(Cache {
                 checker,
                 chunks: Vec::new(),

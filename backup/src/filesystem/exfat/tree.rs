@@ -1,17 +1,15 @@
 //! The files of an exFAT volume.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::boot::Geometry;
 use super::directory::{Directory, File, Item, Stream};
 use super::{doubt, root};
+use crate::filesystem::ReadAt;
+use crate::filesystem::cluster_files::{self, Last, Open, ROOT, damaged};
 use crate::filesystem::links::{Links, Met};
-use crate::filesystem::tree::{Entry, FileTree, Node, NodeId, NodeKind, TreeError};
-use crate::filesystem::{Doubt, ReadAt};
+use crate::filesystem::tree::{Entry, FileTree, Node, NodeId, TreeError};
 
-/// The root directory has no entry; nothing but the boot sector lies at byte 0.
-const ROOT: u64 = 0;
 /// Entries lie at multiples of 32 bytes. In a node's number this bit says that the directory of the
 /// entry is contiguous, which tells where an entry set goes on.
 const CONTIGUOUS: u64 = 1;
@@ -24,16 +22,7 @@ pub(super) struct Tree {
     root: Stream,
     met: Met,
     /// The file that was read last.
-    last: RefCell<Option<Open>>,
-}
-
-/// A file whose chain was found to be whole, and the place in it that was read last.
-#[derive(Clone)]
-struct Open {
-    number: u64,
-    file: File,
-    index: u64,
-    cluster: u32,
+    last: Last<File>,
 }
 
 impl Tree {
@@ -50,7 +39,7 @@ impl Tree {
             geometry,
             links,
             root,
-            last: RefCell::new(None),
+            last: Last::new(),
         })
     }
 
@@ -100,11 +89,9 @@ impl Tree {
     }
 
     /// The file with its whole chain followed once.
-    fn opened(&self, id: NodeId) -> Result<Open, TreeError> {
-        if let Some(open) = self.last.borrow().as_ref()
-            && open.number == id.number
-        {
-            return Ok(open.clone());
+    fn opened(&self, id: NodeId) -> Result<Open<File>, TreeError> {
+        if let Some(open) = self.last.get(id) {
+            return Ok(open);
         }
         if id.number == ROOT {
             return Err(TreeError::NotFound("it is no file".to_owned()));
@@ -123,7 +110,7 @@ impl Tree {
     }
 
     /// Moves to a cluster of the file, which the caller knows to have it.
-    fn seek(&self, open: &mut Open, index: u64) -> Result<(), TreeError> {
+    fn seek(&self, open: &mut Open<File>, index: u64) -> Result<(), TreeError> {
         let content = &open.file.content;
         if index < open.index {
             (open.index, open.cluster) = (0, content.first);
@@ -145,33 +132,16 @@ impl Tree {
 
 impl FileTree for Tree {
     fn root(&self) -> NodeId {
-        NodeId {
-            tree: 0,
-            number: ROOT,
-        }
+        cluster_files::root()
     }
 
     fn node(&self, id: NodeId) -> Result<Node, TreeError> {
-        let (is_directory, size, modified) = if id == self.root() {
-            (true, 0, None)
-        } else {
-            let file = self.file(id)?;
-            (file.is_directory, file.content.len, file.modified)
-        };
-        Ok(Node {
-            kind: if is_directory {
-                NodeKind::Directory
-            } else {
-                NodeKind::File
-            },
-            size: if is_directory { 0 } else { size },
-            mode: None,
-            uid: None,
-            gid: None,
-            modified,
-            links: 1,
-            sealed: None,
-        })
+        if id == self.root() {
+            return Ok(cluster_files::node(true, 0, None));
+        }
+        let file = self.file(id)?;
+        let len = file.content.len;
+        Ok(cluster_files::node(file.is_directory, len, file.modified))
     }
 
     fn entries(
@@ -187,7 +157,8 @@ impl FileTree for Tree {
             if let Item::File(file) = item {
                 let contiguous = if content.contiguous { CONTIGUOUS } else { 0 };
                 visit(Entry {
-                    name: name(&file.name)?,
+                    // Half a surrogate pair becomes U+FFFD.
+                    name: cluster_files::name(String::from_utf16_lossy(&file.name))?,
                     node: NodeId {
                         tree: 0,
                         number: file.place | contiguous,
@@ -219,7 +190,7 @@ impl FileTree for Tree {
             )?;
             at += here;
         }
-        *self.last.borrow_mut() = Some(open);
+        self.last.set(open);
         Ok(len)
     }
 
@@ -266,20 +237,4 @@ fn met(volume: &dyn ReadAt, geometry: &Geometry, links: &Links, root: Stream) ->
         }
     }
     met
-}
-
-/// The name in UTF-8; half a surrogate pair becomes U+FFFD.
-fn name(units: &[u16]) -> Result<Vec<u8>, TreeError> {
-    let name = String::from_utf16_lossy(units);
-    if name.contains(['/', '\0']) || name == "." || name == ".." {
-        return Err(TreeError::Damaged(format!("a file is named {name:?}")));
-    }
-    Ok(name.into_bytes())
-}
-
-fn damaged(doubt: Doubt) -> TreeError {
-    match doubt {
-        Doubt::Read(error) => TreeError::Read(error),
-        Doubt::Untrusted(reason) => TreeError::Damaged(reason),
-    }
 }

@@ -3,18 +3,15 @@
 //! Times are the local time of the machine that wrote them, which FAT keeps without a zone; they are
 //! given as if it were UTC.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::Geometry;
 use super::directory::{Content, Directory, ENTRY, File};
 use super::walk::Walk;
+use crate::filesystem::ReadAt;
+use crate::filesystem::cluster_files::{self, Last, Open, ROOT, damaged};
 use crate::filesystem::links::{Links, Met};
-use crate::filesystem::tree::{Entry, FileTree, Node, NodeId, NodeKind, TreeError};
-use crate::filesystem::{Doubt, ReadAt};
-
-/// The root directory has no entry; nothing but the boot sector lies at byte 0.
-const ROOT: u64 = 0;
+use crate::filesystem::tree::{Entry, FileTree, Node, NodeId, TreeError};
 
 /// An open volume. Other nodes have the byte of their entry as number.
 pub(super) struct Tree {
@@ -23,16 +20,7 @@ pub(super) struct Tree {
     links: Links,
     met: Met,
     /// The file that was read last.
-    last: RefCell<Option<Open>>,
-}
-
-/// A file whose chain was found to be whole, and the place in it that was read last.
-#[derive(Clone)]
-struct Open {
-    number: u64,
-    file: File,
-    index: u64,
-    cluster: u32,
+    last: Last<File>,
 }
 
 impl Tree {
@@ -46,7 +34,7 @@ impl Tree {
             links: geometry.links(),
             geometry,
             volume,
-            last: RefCell::new(None),
+            last: Last::new(),
         })
     }
 
@@ -109,11 +97,9 @@ impl Tree {
     }
 
     /// The file with its whole chain followed once.
-    fn opened(&self, id: NodeId) -> Result<Open, TreeError> {
-        if let Some(open) = self.last.borrow().as_ref()
-            && open.number == id.number
-        {
-            return Ok(open.clone());
+    fn opened(&self, id: NodeId) -> Result<Open<File>, TreeError> {
+        if let Some(open) = self.last.get(id) {
+            return Ok(open);
         }
         if id.number == ROOT {
             return Err(TreeError::NotFound("it is no file".to_owned()));
@@ -135,7 +121,7 @@ impl Tree {
     }
 
     /// Moves to a cluster of the file.
-    fn seek(&self, open: &mut Open, index: u64) -> Result<(), TreeError> {
+    fn seek(&self, open: &mut Open<File>, index: u64) -> Result<(), TreeError> {
         if index < open.index {
             (open.index, open.cluster) = (0, open.file.first);
         }
@@ -153,33 +139,19 @@ impl Tree {
 
 impl FileTree for Tree {
     fn root(&self) -> NodeId {
-        NodeId {
-            tree: 0,
-            number: ROOT,
-        }
+        cluster_files::root()
     }
 
     fn node(&self, id: NodeId) -> Result<Node, TreeError> {
-        let (kind, size, modified) = if id == self.root() {
-            (NodeKind::Directory, 0, None)
-        } else {
-            let file = self.file(id)?;
-            if file.is_directory {
-                (NodeKind::Directory, 0, file.modified)
-            } else {
-                (NodeKind::File, file.len, file.modified)
-            }
-        };
-        Ok(Node {
-            kind,
-            size,
-            mode: None,
-            uid: None,
-            gid: None,
-            modified,
-            links: 1,
-            sealed: None,
-        })
+        if id == self.root() {
+            return Ok(cluster_files::node(true, 0, None));
+        }
+        let file = self.file(id)?;
+        Ok(cluster_files::node(
+            file.is_directory,
+            file.len,
+            file.modified,
+        ))
     }
 
     fn entries(
@@ -192,11 +164,8 @@ impl FileTree for Tree {
         let mut directory =
             Directory::new(volume, &self.geometry, &self.links, content).map_err(damaged)?;
         while let Some((file, name)) = directory.next().map_err(damaged)? {
-            if name.contains(['/', '\0']) || matches!(name.as_str(), "" | "." | "..") {
-                return Err(TreeError::Damaged(format!("a file is named {name:?}")));
-            }
             visit(Entry {
-                name: name.into_bytes(),
+                name: cluster_files::name(name)?,
                 node: NodeId {
                     tree: 0,
                     number: file.place,
@@ -221,7 +190,7 @@ impl FileTree for Tree {
             self.volume.read_at(from, &mut buffer[at..at + here])?;
             at += here;
         }
-        *self.last.borrow_mut() = Some(open);
+        self.last.set(open);
         Ok(len)
     }
 
@@ -231,12 +200,5 @@ impl FileTree for Tree {
 
     fn ignores_case(&self) -> bool {
         true
-    }
-}
-
-fn damaged(doubt: Doubt) -> TreeError {
-    match doubt {
-        Doubt::Read(error) => TreeError::Read(error),
-        Doubt::Untrusted(reason) => TreeError::Damaged(reason),
     }
 }

@@ -894,3 +894,40 @@ fn a_machine_that_asks_for_its_capture_gets_one_job_and_no_second() {
         (409, "conflict".into())
     );
 }
+
+#[test]
+fn a_running_system_whose_backup_was_killed_is_free_again_after_some_minutes() {
+    let (_directory, server) = start();
+    let asks = || {
+        let body = serde_json::to_vec(&beacon(1, "program", AgentState::Waiting)).unwrap();
+        server.send("POST", api::CAPTURES, &body)
+    };
+    let (status, answer) = asks();
+    assert_eq!(status, 200);
+    let reply: BeaconReply = serde_json::from_slice(&answer).unwrap();
+    let job = reply.job.unwrap();
+    let capture = Capture::of(job.kind.restore_point(), "host", chunks(7));
+    capture.send_chunks(&server, &job.id);
+    capture.send_list(&server, &job.id);
+    assert_eq!(asks().0, 409);
+    let end = |seconds| {
+        let now = crate::state::now() + seconds;
+        crate::http::silent_jobs::end(&server.recovery, now).unwrap()
+    };
+    assert_eq!((end(60), end(301 + 60)), (0, 1));
+    let ended = server.job(&job.id);
+    assert_eq!(
+        (ended.state, ended.error_code.as_deref()),
+        (JobState::Failed, Some("interrupted"))
+    );
+    // What it held is given up, and a program that was only slow is told.
+    let everything = protocol::upkeep::GcRequest {
+        dry_run: false,
+        rewrite_below: 100,
+    };
+    let report = server.recovery.store.collect(&everything, &mut |_| {});
+    assert!(report.unwrap().dead_chunks > 0);
+    let refusal = server.refused("POST", &api::upload_chunks(&job.id), b"");
+    assert_eq!(refusal, (409, "conflict".into()));
+    assert_eq!(asks().0, 200);
+}
