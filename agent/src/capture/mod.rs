@@ -6,6 +6,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backup::manifest::{Coverage, FORMAT, Manifest, RestorePointId, RestorePointKind};
+use backup::system;
 use backup::units::HumanBytes;
 use protocol::progress::Stage;
 
@@ -15,13 +16,11 @@ use crate::job::{Engine, JobError};
 use send::{Sent, send};
 use source::Source;
 
-mod known;
 mod list;
 mod members;
 mod read;
 mod send;
 mod source;
-mod system;
 mod volumes;
 
 /// Saves the machine's disks as `restore_point`. Returns sentences for people.
@@ -49,11 +48,11 @@ fn run(
         engine,
         engine.inventory.disks.iter().filter(|disk| !disk.removable),
     )?;
-    let (mut sources, mut kept) = (Vec::new(), 0);
+    let (mut sources, mut left) = (Vec::new(), source::KEPT);
     for disk in engine.inventory.disks.iter().filter(|disk| !disk.removable) {
         let number = u32::try_from(sources.len())
             .map_err(|_| Fault::Internal("too many disks".to_owned()))?;
-        let source = Source::open(engine, disk, number, &mut kept, &mut warnings)?;
+        let source = Source::open(engine, disk, number, &mut left, &mut warnings)?;
         sources.push(source);
     }
     if sources.is_empty() {
@@ -66,7 +65,7 @@ fn run(
     volumes::add_sources(&mut sources, &volumes);
     let system = sources
         .iter()
-        .find_map(|source| system::find(&source.device, &source.image.regions));
+        .find_map(|source| system::find(&source.reader(), &source.image.regions));
     let total = sources.iter().map(Source::read_bytes).sum();
     engine.tracker.stage(Stage::Reading, total);
     let sent = send(engine, &mut sources)?;

@@ -1,17 +1,16 @@
 //! Sources: disks that are open for reading, and what is saved of each of their regions.
 //!
-//! Invariant: a disk is opened read only. The used ranges and file extents of a large volume are large
-//! themselves (up to 16 and 48 MiB): those of all regions together are kept up to [`KEPT`] bytes; a region
-//! whose plan does not fit is surveyed again when its turn comes, and must be what it was.
+//! Invariant: a disk is opened read only. Plans of regions are kept up to [`KEPT`] bytes
+//! ([`mod@backup::plan::kept`]).
 
 use std::sync::Arc;
 
-use backup::Digest;
-use backup::filesystem::{Section, survey_volume};
+use backup::filesystem::{ReadAt, ReadError};
 use backup::hardware::Disk;
-use backup::layout::{LayoutRegion, survey_disk};
-use backup::manifest::{ChunkListRef, DiskImage, PartitionTable, Region, RegionKind};
-use backup::plan::capture::{RegionPlan, plan_region};
+use backup::layout::survey_disk;
+use backup::manifest::{ChunkListRef, DiskImage, PartitionTable, Region};
+use backup::plan::capture::{RegionPlan, survey_region};
+use backup::plan::kept::KeptPlan;
 use backup::units::HumanBytes;
 
 use crate::device::{Access, BlockDevice, DiskReader};
@@ -29,20 +28,12 @@ pub(crate) struct Source<'a> {
     /// What the manifest says of it; what its regions contain is known when they have been read.
     pub(crate) image: DiskImage,
     /// One for each region.
-    pub(crate) planned: Vec<Planned>,
-}
-
-/// What is read of a region.
-pub(crate) struct Planned {
-    layout: LayoutRegion,
-    pub(crate) read_bytes: u64,
-    /// `None` when it is too large to be kept.
-    plan: Option<RegionPlan>,
+    pub(crate) planned: Vec<KeptPlan>,
 }
 
 impl<'a> Source<'a> {
-    /// Opens a disk and plans what is saved of it. `number` is the disk's in the manifest, `kept` the
-    /// bytes of plans that are kept already.
+    /// Opens a disk and plans what is saved of it. `number` is the disk's in the manifest, `left` the
+    /// bytes of plans that may still be kept.
     ///
     /// # Errors
     /// A disk that cannot be opened or read, is another one than the inventory says, or whose table
@@ -51,7 +42,7 @@ impl<'a> Source<'a> {
         engine: &Engine<'_>,
         disk: &'a Disk,
         number: u32,
-        kept: &mut usize,
+        left: &mut usize,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Fault> {
         let device: Arc<dyn BlockDevice> = Arc::from(engine.platform.open(disk, Access::Read)?);
@@ -70,17 +61,11 @@ impl<'a> Source<'a> {
         let (mut planned, mut regions) = (Vec::new(), Vec::new());
         for layout in layout.regions {
             engine.check_cancelled()?;
-            let plan = survey(device.as_ref(), &layout);
+            let reader = DiskReader(device.as_ref());
+            let plan = survey_region(&reader, layout.clone(), sector.bytes());
             log::info!("  {plan}");
             regions.push(region(&plan));
-            let memory = plan.memory();
-            let fits = *kept + memory <= KEPT;
-            *kept += if fits { memory } else { 0 };
-            planned.push(Planned {
-                layout,
-                read_bytes: plan.read_bytes(),
-                plan: fits.then_some(plan),
-            });
+            planned.push(KeptPlan::new(layout, plan, left));
         }
         for warning in layout.warnings {
             log::warn!("{}: {warning}", disk.name);
@@ -133,7 +118,7 @@ impl<'a> Source<'a> {
             disk,
             device,
             image,
-            planned: vec![Planned::kept(plan)],
+            planned: vec![KeptPlan::always(plan)],
         }
     }
 
@@ -142,77 +127,34 @@ impl<'a> Source<'a> {
         let place = self.image.regions.get_mut(index);
         if let (Some(place), Some(planned)) = (place, self.planned.get_mut(index)) {
             *place = region(&plan);
-            *planned = Planned::kept(plan);
+            *planned = KeptPlan::always(plan);
         }
+    }
+
+    /// The disk for reading at any place.
+    pub(crate) fn reader(&self) -> Arc<dyn ReadAt + Send + Sync> {
+        Arc::new(SharedReader(Arc::clone(&self.device)))
     }
 
     /// Bytes that will be read of it.
     pub(crate) fn read_bytes(&self) -> u64 {
-        self.planned.iter().map(|planned| planned.read_bytes).sum()
+        self.planned
+            .iter()
+            .map(|planned| planned.read_bytes())
+            .sum()
+    }
+}
+
+/// A [`DiskReader`] that owns its part of the device.
+struct SharedReader(Arc<dyn BlockDevice>);
+
+impl ReadAt for SharedReader {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        DiskReader(self.0.as_ref()).read_at(offset, buffer)
     }
 }
 
 /// What the manifest says of a region before it is read.
 fn region(plan: &RegionPlan) -> Region {
-    Region {
-        kind: plan.kind.clone(),
-        range: plan.range,
-        volume: plan.volume.clone(),
-        coverage: plan.coverage.clone(),
-        content: ChunkListRef {
-            digest: Digest::of(&[]),
-            chunks: 0,
-            data_bytes: 0,
-            zero_bytes: 0,
-        },
-    }
-}
-
-impl Planned {
-    /// A plan that is kept whatever its size.
-    fn kept(plan: RegionPlan) -> Self {
-        Self {
-            layout: LayoutRegion {
-                kind: plan.kind.clone(),
-                range: plan.range,
-                left_out: None,
-            },
-            read_bytes: plan.read_bytes(),
-            plan: Some(plan),
-        }
-    }
-
-    /// The plan for the region, made again when it was not kept; to be dropped when the region is read.
-    ///
-    /// # Errors
-    /// [`Fault::NotAsPlanned`] when the region is not what it was.
-    pub(crate) fn plan(&mut self, device: &dyn BlockDevice) -> Result<RegionPlan, Fault> {
-        if let Some(plan) = self.plan.take() {
-            return Ok(plan);
-        }
-        let plan = survey(device, &self.layout);
-        let found = plan.read_bytes();
-        if found != self.read_bytes {
-            return Err(Fault::NotAsPlanned(format!(
-                "{}: the volume in {} uses {found} bytes (expected {}, as before); something writes to \
-                 it",
-                device.name(),
-                self.layout.range,
-                self.read_bytes
-            )));
-        }
-        Ok(plan)
-    }
-}
-
-fn survey(device: &dyn BlockDevice, layout: &LayoutRegion) -> RegionPlan {
-    let reader = DiskReader(device);
-    let survey = match layout.kind {
-        RegionKind::Gap => None,
-        RegionKind::Partition { .. } | RegionKind::WholeDisk => {
-            let section = Section::new(&reader, layout.range);
-            Some(survey_volume(&section, layout.range.len()))
-        }
-    };
-    plan_region(layout.clone(), survey, device.sector().bytes())
+    plan.described(ChunkListRef::none())
 }

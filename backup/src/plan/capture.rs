@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::ByteRange;
 use crate::chunk::Cutting;
-use crate::filesystem::{FileExtent, Survey};
+use crate::filesystem::{FileExtent, ReadAt, Section, Survey, survey_volume};
 use crate::hardware::Disk;
 use crate::layout::{DiskLayout, LayoutRegion};
-use crate::manifest::{Coverage, FileSystemKind, PartitionTable, RegionKind, Volume};
+use crate::manifest::{
+    ChunkListRef, Coverage, FileSystemKind, PartitionTable, Region, RegionKind, Volume,
+};
 use crate::units::HumanBytes;
 
 /// What a capture of one disk will read.
@@ -78,6 +80,19 @@ pub fn plan_capture(disk: &Disk, layout: DiskLayout, surveys: Vec<Option<Survey>
         regions,
         warnings: layout.warnings,
     }
+}
+
+/// Looks at one region of a disk with sectors of `sector` bytes and plans it.
+#[must_use]
+pub fn survey_region(disk: &dyn ReadAt, region: LayoutRegion, sector: u64) -> RegionPlan {
+    let survey = match region.kind {
+        RegionKind::Gap => None,
+        RegionKind::Partition { .. } | RegionKind::WholeDisk => {
+            let section = Section::new(disk, region.range);
+            Some(survey_volume(&section, region.range.len()))
+        }
+    };
+    plan_region(region, survey, sector)
 }
 
 /// Plans one region of a disk with sectors of `sector` bytes. `survey` is what was found in it; without
@@ -151,6 +166,18 @@ impl RegionPlan {
             Cutting::ContentDefined | Cutting::Grid => 0,
         };
         self.ranges.capacity() * size_of::<ByteRange>() + extents
+    }
+
+    /// What the manifest says of it, with the name of its chunk list.
+    #[must_use]
+    pub fn described(&self, content: ChunkListRef) -> Region {
+        Region {
+            kind: self.kind.clone(),
+            range: self.range,
+            volume: self.volume.clone(),
+            coverage: self.coverage.clone(),
+            content,
+        }
     }
 
     /// Bytes that will be read of it.

@@ -11,8 +11,10 @@ use crate::manifest::{Blob, FileSystemKind, RestorePointId};
 
 mod assign;
 pub mod capture;
+pub mod kept;
 pub mod members;
 mod picture;
+pub mod reads;
 pub mod restore;
 pub mod volumes;
 

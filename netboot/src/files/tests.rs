@@ -179,6 +179,7 @@ impl Scene {
         let facts = CaptureFacts {
             machine: "m".into(),
             machine_name: "lab-17".into(),
+            named: false,
             stored_bytes: 5,
         };
         let json = serde_json::to_vec(&manifest).unwrap();

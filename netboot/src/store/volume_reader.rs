@@ -340,7 +340,11 @@ impl ReadAt for RegionReader {
 impl ChunkStore {
     /// The plain bytes of a chunk, compared with its digest; the sentence of an error names the chunk and
     /// the pack.
-    fn plain<'a>(&self, digest: &Digest, checker: &'a mut Checker) -> Result<&'a [u8], String> {
+    pub(super) fn plain<'a>(
+        &self,
+        digest: &Digest,
+        checker: &'a mut Checker,
+    ) -> Result<&'a [u8], String> {
         let at = self
             .find(digest)
             .ok_or_else(|| format!("chunk {digest} is not in the store"))?;
