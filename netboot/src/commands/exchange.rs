@@ -26,7 +26,10 @@ pub(super) fn import(data_directory: &Path, args: &ImportArgs) -> Result<(), Com
         _ => SectorSize::S512,
     };
     let stop = Stop::on_signals();
-    let image = Image::open(&args.file, args.format, sector)?;
+    let mut images = Vec::new();
+    for file in &args.files {
+        images.push(Image::open(file, args.format, sector)?);
+    }
     let origin = Origin {
         machine: args.machine.as_deref(),
         kind: args.kind.into(),
@@ -52,21 +55,27 @@ pub(super) fn import(data_directory: &Path, args: &ImportArgs) -> Result<(), Com
         Err(error) => return Err(error.into()),
     };
     let bar = progress_bar(args.json);
-    let imported = exchange::import(&client, &image, &origin, &|step| show(&bar, step), &stop);
+    let imported = exchange::import(&client, &images, &origin, &|step| show(&bar, step), &stop);
     bar.finish_and_clear();
     let summary = imported?;
     if args.json {
         return print_json(&summary);
     }
-    print(&describe_import(&summary, &args.file))
+    print(&describe_import(&summary, &images))
 }
 
-fn describe_import(summary: &ImportSummary, file: &Path) -> String {
+fn describe_import(summary: &ImportSummary, images: &[Image]) -> String {
     let point = &summary.restore_point;
+    let files: Vec<_> = images
+        .iter()
+        .map(|image| {
+            let path = clean(&image.path.display().to_string());
+            format!("{path} ({})", image.format.word())
+        })
+        .collect();
     let mut text = format!(
-        "{} ({}) is restore point {} of {}: {} read, {} of data, {} new in the store.\n",
-        clean(&file.display().to_string()),
-        summary.format.word(),
+        "{}: restore point {} of {}, {} read, {} of data, {} new in the store.\n",
+        files.join(", "),
         point.id,
         clean(&point.machine_name),
         HumanBytes(summary.read_bytes),

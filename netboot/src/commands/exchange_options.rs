@@ -31,8 +31,9 @@ is no store; 71 the disk refused.";
 #[derive(Debug, Args)]
 #[command(after_help = HOW_IMPORTED)]
 pub(crate) struct ImportArgs {
-    /// The disk image
-    pub(crate) file: PathBuf,
+    /// The disk image; several are the disks of one machine
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
     /// The machine that it is of: one that is known (host name, Ethernet
     /// address, serial number or id) or a new name [default: the host name in
     /// the image, or the name of the file]

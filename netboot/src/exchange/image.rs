@@ -128,6 +128,8 @@ pub(crate) struct Image {
     pub(crate) format: ImageFormat,
     /// The size of the disk in bytes.
     pub(crate) size: u64,
+    /// Whether the format was neither said nor recognised: raw is what is left then.
+    pub(crate) assumed: bool,
     /// The disk.
     pub(crate) reader: Arc<dyn ReadAt + Send + Sync>,
     file: File,
@@ -188,6 +190,7 @@ impl Image {
             format => {
                 let info = qemu::info(format.driver(), &path)?;
                 check(&path, format, &info)?;
+                qemu::check(format.driver(), &path)?;
                 let mut server = QemuNbd::start(format.driver(), &path, true)?;
                 let client = server.connect()?;
                 let size = client.size();
@@ -206,6 +209,7 @@ impl Image {
         let image = Self {
             path,
             format: found,
+            assumed: format.is_none() && found == ImageFormat::Raw,
             size,
             reader,
             file,
@@ -327,6 +331,14 @@ fn check(path: &Path, format: ImageFormat, info: &qemu::Info) -> Result<(), Exch
                 printable(&extent.filename)
             ));
         }
+        let len = std::fs::metadata(&extent.filename).map_or(0, |found| found.len());
+        if extent.format == "FLAT" && len < extent.size {
+            return refuse(format!(
+                "its part `{}` has {len} bytes (expected {}): it is cut short",
+                printable(&extent.filename),
+                extent.size
+            ));
+        }
     }
     Ok(())
 }
@@ -386,5 +398,41 @@ mod tests {
         ] {
             assert!(recognise(first, &[]).unwrap_err().contains(said));
         }
+    }
+
+    fn raw(folder: &tempfile::TempDir) -> PathBuf {
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, vec![1; 4096]).unwrap();
+        path
+    }
+
+    #[test]
+    fn an_image_that_is_written_to_while_it_is_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = raw(&folder);
+        let image = Image::open(&path, None, SectorSize::S512).unwrap();
+        assert!(image.assumed && image.size == 4096);
+        image.check_unchanged().unwrap();
+        // Longer than the file system's clock stands still.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::fs::write(&path, vec![2; 4096]).unwrap();
+        let error = image.check_unchanged().unwrap_err().to_string();
+        assert!(error.contains("written to while it was read"), "{error}");
+    }
+
+    #[test]
+    fn an_image_that_qemu_writes_to_is_refused() {
+        use nix::fcntl::{FcntlArg, fcntl};
+        let folder = tempfile::tempdir().unwrap();
+        let path = raw(&folder);
+        // As QEMU does: a shared lock on the byte of what it may do, by its open file.
+        let qemu = File::open(&path).unwrap();
+        let mut lock = libc_lock(101, 1);
+        lock.l_type = nix::libc::F_RDLCK as nix::libc::c_short;
+        fcntl(&qemu, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+        let error = Image::open(&path, None, SectorSize::S512).err().unwrap();
+        assert!(error.to_string().contains("open for writing"), "{error}");
+        drop(qemu);
+        assert!(Image::open(&path, None, SectorSize::S512).is_ok());
     }
 }

@@ -8,32 +8,26 @@
 //! found to be as it was when it was opened.
 
 use axum::http::Method;
+use backup::SectorSize;
 use backup::filesystem::ReadAt;
-use backup::hardware::{Disk, FirmwareKind};
-use backup::layout::{LayoutError, partitions_of, survey_disk};
+use backup::hardware::FirmwareKind;
 use backup::lvm::MappedVolume;
 use backup::manifest::{
-    ChunkListRef, DiskImage, FORMAT, Firmware, Manifest, PartitionTable, Region, RestorePointId,
-    RestorePointKind,
+    ChunkListRef, DiskImage, FORMAT, Firmware, Manifest, RestorePointId, RestorePointKind,
 };
-use backup::plan::capture::survey_region;
 use backup::plan::kept::KeptPlan;
-use backup::plan::members::refuse;
-use backup::plan::volumes::{PlannedDisk, VolumePlan, plan_groups};
-use backup::{SectorSize, member, system};
 use protocol::api::RestorePointView;
 use protocol::import::{self as api, ImportRequest, ImportView};
 use serde::Serialize;
 
+use self::plan::{Planned, plan};
 use self::send::{Sent, Source, send};
 use super::{ExchangeError, Image, ImageFormat, OnProgress, Progress, Stop};
 use crate::control_client::{ClientError, ControlClient};
 use crate::store::chain;
 
+mod plan;
 mod send;
-
-/// The most bytes of plans that are kept until their region is read.
-const KEPT: usize = 64 << 20;
 
 /// What a person says of an image.
 #[derive(Debug)]
@@ -53,9 +47,9 @@ pub(crate) struct Origin<'a> {
 pub(crate) struct ImportSummary {
     /// The restore point.
     pub(crate) restore_point: RestorePointView,
-    /// What the image is.
-    pub(crate) format: ImageFormat,
-    /// Bytes of its disk that were read.
+    /// What the images are.
+    pub(crate) formats: Vec<ImageFormat>,
+    /// Bytes of their disks that were read.
     pub(crate) read_bytes: u64,
     /// Chunks that the store lacked.
     pub(crate) new_chunks: u64,
@@ -63,33 +57,28 @@ pub(crate) struct ImportSummary {
     pub(crate) regions: Vec<String>,
 }
 
-/// What is saved of the disk.
-struct Planned {
-    table: PartitionTable,
-    regions: Vec<Region>,
-    plans: Vec<KeptPlan>,
-    volumes: Vec<VolumePlan>,
-    warnings: Vec<String>,
-    shown: Vec<String>,
-}
-
-/// Imports an image.
+/// Imports the disks of a machine, each in an image.
 ///
 /// # Errors
 /// [`ExchangeError`]; then there is no restore point, and what was sent is given up.
 pub(crate) fn import(
     client: &ControlClient,
-    image: &Image,
+    images: &[Image],
     origin: &Origin<'_>,
     progress: OnProgress<'_>,
     stop: &Stop,
 ) -> Result<ImportSummary, ExchangeError> {
-    let planned = plan(image, origin.sector, stop)?;
-    let name = image.path.file_stem().unwrap_or_default();
+    let planned = plan(images, origin.sector, stop)?;
+    let stem = images.first().and_then(|image| image.path.file_stem());
+    let stem = stem.unwrap_or_default().to_string_lossy().into_owned();
+    let host_name = planned
+        .system
+        .as_ref()
+        .and_then(|one| one.host_name.clone());
     let request = ImportRequest {
         machine: origin.machine.map(str::to_owned),
-        otherwise: name
-            .to_string_lossy()
+        otherwise: host_name
+            .unwrap_or(stem)
             .chars()
             .filter(|letter| !letter.is_control())
             .take(255)
@@ -102,7 +91,7 @@ pub(crate) fn import(
         client,
         id: Some(view.restore_point.clone()),
     };
-    let summary = run(client, image, (origin, planned, &view), progress, stop)?;
+    let summary = run(client, images, (origin, planned, &view), progress, stop)?;
     given_up.not();
     Ok(summary)
 }
@@ -150,29 +139,35 @@ fn answered<T: serde::de::DeserializeOwned>(
 
 fn run(
     client: &ControlClient,
-    image: &Image,
+    images: &[Image],
     (origin, mut planned, view): (&Origin<'_>, Planned, &ImportView),
     progress: OnProgress<'_>,
     stop: &Stop,
 ) -> Result<ImportSummary, ExchangeError> {
-    let reader = image.reader.as_ref();
-    let disks: [&dyn ReadAt; 1] = [reader];
+    let readers: Vec<&dyn ReadAt> = images
+        .iter()
+        .map(|image| image.reader.as_ref() as &dyn ReadAt)
+        .collect();
     let mapped: Vec<_> = planned
         .volumes
         .iter()
-        .map(|volume| MappedVolume::new(&volume.mapping, &disks))
+        .map(|volume| MappedVolume::new(&volume.mapping, &readers))
         .collect();
     let mut sources: Vec<Source<'_>> = Vec::new();
-    for (index, (region, plan)) in planned.regions.iter().zip(planned.plans).enumerate() {
-        sources.push(Source {
-            name: format!("0-{index}"),
-            reader,
-            start: region.range.start(),
-            len: region.range.len(),
-            plan,
-        });
+    for (number, (disk, reader)) in planned.disks.iter_mut().zip(&readers).enumerate() {
+        let plans = std::mem::take(&mut disk.plans);
+        for (index, (region, plan)) in disk.regions.iter().zip(plans).enumerate() {
+            sources.push(Source {
+                name: format!("{number}-{index}"),
+                reader: *reader,
+                start: region.range.start(),
+                len: region.range.len(),
+                plan,
+            });
+        }
     }
-    for (number, (volume, reader)) in (1u32..).zip(planned.volumes.iter().zip(&mapped)) {
+    // Their lists are named as those of disks that are not there.
+    for (number, (volume, reader)) in (images.len()..).zip(planned.volumes.iter().zip(&mapped)) {
         sources.push(Source {
             name: format!("{number}-0"),
             reader,
@@ -190,72 +185,69 @@ fn run(
         total: read_bytes,
         stop,
     };
-    let (lists, sent) = send(&work, &mut sources)?;
+    let (lists, Sent { chunks }) = send(&work, &mut sources)?;
     drop(sources);
-    let mut lists = lists.into_iter();
-    let missing = || ExchangeError::Internal("a region has no list".to_owned());
-    for region in &mut planned.regions {
-        region.content = lists.next().ok_or_else(missing)?;
+    for image in images {
+        image.check_unchanged()?;
     }
-    let volumes: Result<Vec<_>, ExchangeError> = planned
-        .volumes
-        .iter()
-        .map(|volume| Ok(volume.described(lists.next().ok_or_else(missing)?)))
-        .collect();
-    image.check_unchanged()?;
     stop.check()?;
     progress(Progress {
         stage: "publishing",
         done: read_bytes,
         total: read_bytes,
     });
-    let shown = std::mem::take(&mut planned.shown);
-    let manifest = Manifest {
-        logical_volumes: volumes?,
-        ..described(
-            image,
-            origin,
-            view,
-            Described {
-                table: planned.table,
-                regions: planned.regions,
-                warnings: planned.warnings,
-            },
-        )
-    };
+    let regions = std::mem::take(&mut planned.shown);
+    let manifest = described(images, origin, view, (planned, lists))?;
     manifest
         .check()
         .map_err(|error| ExchangeError::Internal(format!("the manifest: {}", chain(&error))))?;
     let path = api::publish(&view.restore_point);
     let answer = client.send(Method::POST, &path, json(&manifest)?);
-    let restore_point: RestorePointView = answered(answer, "publishing the restore point")?;
-    let Sent { chunks } = sent;
     Ok(ImportSummary {
-        restore_point,
-        format: image.format,
+        restore_point: answered(answer, "publishing the restore point")?,
+        formats: images.iter().map(|image| image.format).collect(),
         read_bytes,
         new_chunks: chunks,
-        regions: shown,
+        regions,
     })
 }
 
-/// What a manifest says of the disk.
-struct Described {
-    table: PartitionTable,
-    regions: Vec<Region>,
-    warnings: Vec<String>,
-}
-
-fn described(image: &Image, origin: &Origin<'_>, view: &ImportView, disk: Described) -> Manifest {
-    let Described {
-        table,
-        regions,
-        mut warnings,
-    } = disk;
-    let system = system::find(&image.reader, &regions);
-    let found = system::architecture(&image.reader, &regions);
-    let architecture = found.or(origin.architecture).unwrap_or_else(|| {
-        if system.is_some() {
+/// The manifest; `lists` are those of all regions, then of all logical volumes.
+fn described(
+    images: &[Image],
+    origin: &Origin<'_>,
+    view: &ImportView,
+    (planned, lists): (Planned, Vec<ChunkListRef>),
+) -> Result<Manifest, ExchangeError> {
+    let mut lists = lists.into_iter();
+    let missing = || ExchangeError::Internal("a region has no list".to_owned());
+    let sector = origin.sector.bytes();
+    let mut disks = Vec::new();
+    for (number, (image, mut disk)) in (0u32..).zip(images.iter().zip(planned.disks)) {
+        for region in &mut disk.regions {
+            region.content = lists.next().ok_or_else(missing)?;
+        }
+        disks.push(DiskImage {
+            number,
+            model: Some(format!("{} image", image.format.word())),
+            serial: None,
+            wwn: None,
+            size: image.size,
+            logical_sector: origin.sector,
+            physical_sector: u32::try_from(sector).unwrap_or(512),
+            table: disk.table,
+            regions: disk.regions,
+        });
+    }
+    let volumes: Result<Vec<_>, ExchangeError> = planned
+        .volumes
+        .iter()
+        .map(|volume| Ok(volume.described(lists.next().ok_or_else(missing)?)))
+        .collect();
+    let mut warnings = planned.warnings;
+    let told = planned.architecture.or(origin.architecture);
+    let architecture = told.unwrap_or_else(|| {
+        if planned.system.is_some() {
             warnings.push(format!(
                 "the architecture of the imported system could not be told and is taken as this computer's, {}; --architecture says another",
                 std::env::consts::ARCH
@@ -263,12 +255,10 @@ fn described(image: &Image, origin: &Origin<'_>, view: &ImportView, disk: Descri
         }
         std::env::consts::ARCH
     });
-    let esp = partitions_of(&table).is_ok_and(|found| found.iter().any(|one| one.esp));
     let captured_at = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
-    let sector = origin.sector.bytes();
-    Manifest {
+    Ok(Manifest {
         format: FORMAT,
         id: view.restore_point.clone(),
         kind: origin.kind,
@@ -277,9 +267,9 @@ fn described(image: &Image, origin: &Origin<'_>, view: &ImportView, disk: Descri
         machine: view.identity.clone(),
         architecture: architecture.to_owned(),
         hardware: None,
-        // What started the machine is not in the image; what could start from it is.
+        // What started the machine is not in an image; what could start from it is.
         firmware: Firmware {
-            kind: if esp {
+            kind: if planned.esp {
                 FirmwareKind::Uefi
             } else {
                 FirmwareKind::Bios
@@ -287,83 +277,9 @@ fn described(image: &Image, origin: &Origin<'_>, view: &ImportView, disk: Descri
             boot_entries: Vec::new(),
             boot_order: Vec::new(),
         },
-        system,
-        disks: vec![DiskImage {
-            number: 0,
-            model: Some(format!("{} image", image.format.word())),
-            serial: None,
-            wwn: None,
-            size: image.size,
-            logical_sector: origin.sector,
-            physical_sector: u32::try_from(sector).unwrap_or(512),
-            table,
-            regions,
-        }],
-        logical_volumes: Vec::new(),
+        system: planned.system,
+        disks,
+        logical_volumes: volumes?,
         warnings,
-    }
-}
-
-/// Looks at the disk and plans what is saved of it.
-fn plan(image: &Image, sector: SectorSize, stop: &Stop) -> Result<Planned, ExchangeError> {
-    let reader = image.reader.as_ref();
-    let refused = |error: &dyn std::error::Error| ExchangeError::image(&image.path, chain(error));
-    let disk = Disk {
-        name: image.path.display().to_string(),
-        model: None,
-        serial: None,
-        wwn: None,
-        size: image.size,
-        logical_sector: sector,
-        physical_sector: 512,
-        removable: false,
-        read_only: true,
-    };
-    let found = member::find(reader, image.size, sector).map_err(|error| refused(&error))?;
-    if let Some(refusal) = refuse(&disk, &found) {
-        return Err(ExchangeError::image(&image.path, refusal.text));
-    }
-    let layout = survey_disk(reader, image.size, sector).map_err(|error| match error {
-        LayoutError::Read(_) => refused(&error),
-        error => ExchangeError::image(
-            &image.path,
-            format!(
-                "{}; the file is cut short, damaged, or has sectors of another size than {} bytes (--sector)",
-                chain(&error),
-                sector.bytes()
-            ),
-        ),
-    })?;
-    let mut left = KEPT;
-    let mut planned = Planned {
-        table: layout.table,
-        regions: Vec::new(),
-        plans: Vec::new(),
-        volumes: Vec::new(),
-        warnings: layout.warnings,
-        shown: Vec::new(),
-    };
-    for region in layout.regions {
-        stop.check()?;
-        let plan = survey_region(reader, region.clone(), sector.bytes());
-        planned.shown.push(plan.to_string());
-        planned.regions.push(plan.described(ChunkListRef::none()));
-        planned.plans.push(KeptPlan::new(region, plan, &mut left));
-    }
-    let groups = plan_groups(&[PlannedDisk {
-        reader,
-        sector,
-        regions: &planned.regions,
-    }]);
-    for (_, index, plan) in groups.regions {
-        planned.shown[index] = plan.to_string();
-        planned.regions[index] = plan.described(ChunkListRef::none());
-        planned.plans[index] = KeptPlan::always(plan);
-    }
-    let volumes = groups.volumes.iter();
-    planned
-        .shown
-        .extend(volumes.map(|volume| volume.to_string()));
-    planned.volumes = groups.volumes;
-    Ok(planned)
+    })
 }

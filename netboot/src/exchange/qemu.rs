@@ -60,6 +60,11 @@ pub(super) struct SpecificData {
 #[derive(Debug, Deserialize)]
 pub(super) struct Extent {
     pub(super) filename: String,
+    #[serde(default)]
+    pub(super) format: String,
+    /// How many bytes of the disk it has.
+    #[serde(rename = "virtual-size", default)]
+    pub(super) size: u64,
 }
 
 fn missing(tool: &'static str) -> impl FnOnce(io::Error) -> ExchangeError {
@@ -112,7 +117,7 @@ pub(super) fn info(driver: &str, path: &Path) -> Result<Info, ExchangeError> {
     let output = run(&mut command)?;
     if !output.status.success() {
         let said = said(&output.stderr);
-        let hint = if said.contains("lock") {
+        let hint = if said.contains("\"write\" lock") {
             ". Something has it open for writing: stop that machine first"
         } else {
             ""
@@ -126,6 +131,31 @@ pub(super) fn info(driver: &str, path: &Path) -> Result<Info, ExchangeError> {
         tool: "qemu-img",
         reason: format!("says what is not understood: {error}"),
     })
+}
+
+/// Has QEMU compare an image with its own tables: whether everything that they name is in the file. Its path
+/// is absolute.
+///
+/// # Errors
+/// [`ExchangeError::Image`] for one that is cut short or damaged, [`ExchangeError::Tool`].
+pub(super) fn check(driver: &str, path: &Path) -> Result<(), ExchangeError> {
+    let mut command = Command::new("qemu-img");
+    let output = run(command.args(["check", "-q", "-f", driver]).arg(path))?;
+    match output.status.code() {
+        // 3: room in the file that nothing uses; 63: this format has no check.
+        Some(0 | 3 | 63) => Ok(()),
+        _ => {
+            let mut said = said(&output.stderr);
+            if let Some((at, _)) = said.char_indices().nth(300) {
+                said.truncate(at);
+                said.push_str(" ...");
+            }
+            let reason = format!(
+                "it is cut short or damaged, `qemu-img check` says: {said}. Copy it again, or repair a copy of it"
+            );
+            Err(ExchangeError::image(path, reason))
+        }
+    }
 }
 
 /// Makes an empty qcow2 image. Its path is absolute.
