@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod mbr;
 pub mod member;
 pub mod plan;
+pub mod system;
 pub mod units;
 
 pub use digest::Digest;

@@ -301,6 +301,19 @@ pub struct ChunkListRef {
     pub zero_bytes: u64,
 }
 
+impl ChunkListRef {
+    /// Names no list: stands where one will be named when it is written.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            digest: Digest::of(&[]),
+            chunks: 0,
+            data_bytes: 0,
+            zero_bytes: 0,
+        }
+    }
+}
+
 /// A contiguous piece of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Region {

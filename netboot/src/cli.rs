@@ -179,6 +179,8 @@ mod tests {
                 .to_string(),
             help_of(&mut command, "compare"),
             help_of(&mut command, "show"),
+            help_of(&mut command, "import"),
+            help_of(&mut command, "export"),
             help_of(&mut files, "ls"),
             help_of(&mut files, "get"),
             help_of(&mut command, "reset"),

@@ -7,8 +7,8 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use axum::body::Body;
-use axum::http::{Method, Request, header};
+use axum::body::{Body, Bytes};
+use axum::http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http1;
 use protocol::api::ApiError;
@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smol::Async;
 use smol_hyper::rt::FuturesIo;
+use tower_service::Service;
 
 /// The most bytes of an answer that are read: lists of very many jobs.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
@@ -65,14 +66,29 @@ pub(crate) enum ClientError {
 
 /// Asks the server of one data directory.
 pub(crate) struct ControlClient {
-    data_directory: PathBuf,
+    server: WhichServer,
+}
+
+/// Who answers.
+enum WhichServer {
+    /// The server of this data directory, over its socket.
+    Of(PathBuf),
+    /// This process itself.
+    Here(axum::Router),
 }
 
 impl ControlClient {
     /// For the server of this data directory.
     pub(crate) fn new(data_directory: &Path) -> Self {
         Self {
-            data_directory: data_directory.to_owned(),
+            server: WhichServer::Of(data_directory.to_owned()),
+        }
+    }
+
+    /// Served by this process, which holds the lock of the data directory.
+    pub(crate) const fn here(router: axum::Router) -> Self {
+        Self {
+            server: WhichServer::Here(router),
         }
     }
 
@@ -108,17 +124,18 @@ impl ControlClient {
         smol::block_on(self.ask(Method::DELETE, path, Body::empty()))
     }
 
-    fn connect(&self) -> Result<Async<UnixStream>, ClientError> {
-        let path = self.data_directory.join("control.sock");
-        UnixStream::connect(&path)
-            .and_then(Async::new)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    ClientError::NotRunning(self.data_directory.clone())
-                }
-                io::ErrorKind::PermissionDenied => ClientError::NoRights(path),
-                _ => ClientError::Connect { path, source },
-            })
+    /// Sends bytes and gets bytes back; none for an answer without content.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) fn send(
+        &self,
+        method: Method,
+        path: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Vec<u8>, ClientError> {
+        let answer = smol::block_on(self.ask_bytes(method, path, Body::from(bytes)))?;
+        Ok(answer.into())
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -127,9 +144,19 @@ impl ControlClient {
         path: &str,
         body: Body,
     ) -> Result<T, ClientError> {
-        let broken = |error: hyper::Error| ClientError::Broken(error.into());
-        let stream = FuturesIo::new(self.connect()?);
-        let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
+        let bytes = self.ask_bytes(method, path, body).await?;
+        serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    async fn ask_bytes(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Bytes, ClientError> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -137,35 +164,66 @@ impl ControlClient {
             .header(header::CONTENT_TYPE, "application/json")
             .body(body)
             .map_err(|error| ClientError::Broken(error.into()))?;
-        let exchange = async {
-            let answer = sender.send_request(request).await.map_err(broken)?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER);
-            let bytes = body
-                .collect()
-                .await
-                .map_err(ClientError::Broken)?
-                .to_bytes();
-            Ok((status, bytes))
-        };
-        // The connection moves the bytes and ends no sooner than the exchange needs it.
-        let driven = async {
-            let end = connection.await;
-            match end {
-                Ok(()) => std::future::pending().await,
-                Err(error) => Err(broken(error)),
+        let (status, bytes) = match &self.server {
+            WhichServer::Of(data_directory) => over_socket(data_directory, request).await?,
+            WhichServer::Here(router) => {
+                let answer = router.clone().call(request).await;
+                let answer = answer.map_err(|never| match never {})?;
+                (answer.status(), collected(answer.into_body()).await?)
             }
         };
-        let (status, bytes) = futures_lite::future::or(exchange, driven).await?;
-        let not_understood = |source| ClientError::Answer {
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        let refusal = serde_json::from_slice(&bytes);
+        let refusal = refusal.map_err(|source| ClientError::Answer {
             path: path.to_owned(),
             source,
-        };
-        if status.is_success() {
-            serde_json::from_slice(&bytes).map_err(not_understood)
-        } else {
-            let refusal = serde_json::from_slice(&bytes).map_err(not_understood)?;
-            Err(ClientError::Refused(refusal))
-        }
+        })?;
+        Err(ClientError::Refused(refusal))
     }
+}
+
+fn connect(data_directory: &Path) -> Result<Async<UnixStream>, ClientError> {
+    let path = data_directory.join("control.sock");
+    UnixStream::connect(&path)
+        .and_then(Async::new)
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(data_directory.to_owned())
+            }
+            io::ErrorKind::PermissionDenied => ClientError::NoRights(path),
+            _ => ClientError::Connect { path, source },
+        })
+}
+
+async fn collected<B>(body: B) -> Result<Bytes, ClientError>
+where
+    B: axum::body::HttpBody<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let body = Limited::new(body, MAX_ANSWER).collect().await;
+    Ok(body.map_err(ClientError::Broken)?.to_bytes())
+}
+
+async fn over_socket(
+    data_directory: &Path,
+    request: Request<Body>,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let broken = |error: hyper::Error| ClientError::Broken(error.into());
+    let stream = FuturesIo::new(connect(data_directory)?);
+    let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
+    let exchange = async {
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        Ok((answer.status(), collected(answer.into_body()).await?))
+    };
+    // The connection moves the bytes and ends no sooner than the exchange needs it.
+    let driven = async {
+        let end = connection.await;
+        match end {
+            Ok(()) => std::future::pending().await,
+            Err(error) => Err(broken(error)),
+        }
+    };
+    futures_lite::future::or(exchange, driven).await
 }

@@ -249,6 +249,7 @@ pub(crate) fn create_from(
     let facts = CaptureFacts {
         machine: source.machine.unwrap_or_default(),
         machine_name: source.machine_name,
+        named: true,
         stored_bytes: 0,
         purpose,
     };

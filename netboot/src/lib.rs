@@ -14,6 +14,7 @@ mod config;
 mod control_client;
 mod dhcp;
 mod doctor;
+mod exchange;
 mod factory;
 mod files;
 mod flight_recorder;

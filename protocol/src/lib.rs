@@ -7,6 +7,7 @@ pub mod api;
 pub mod beacon;
 pub mod boot_args;
 pub mod dhcp;
+pub mod import;
 pub mod job;
 pub mod progress;
 pub mod tftp;

@@ -2,16 +2,14 @@
 //!
 //! Invariant: results come in any order and leave in the order of the reads; a list is sent in parts
 //! while the disk is read, and only its last part is in memory. Memory: [`WINDOW`] reads that came too
-//! early, at most [`MAX_PIECES`](super::read::MAX_PIECES) × 64 bytes each, and one part of a list.
+//! early, at most [`MAX_PIECES`](backup::plan::reads::MAX_PIECES) × 64 bytes each, and one part of a list.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use backup::ByteRange;
-use backup::chunk::{Chunk, Content, ListWriter};
-use backup::digest::Hasher;
+use backup::chunk::{Chunk, ListBuilder, ListPart};
 use backup::manifest::ChunkListRef;
 use protocol::api::FinishList;
 
@@ -24,8 +22,6 @@ use crate::log::chain;
 pub(crate) const WINDOW: u64 = 64;
 /// A part of a list is sent when it has this many bytes.
 const PART: usize = 1 << 20;
-/// The longest run of zeros in one entry of a chunk list.
-const ZERO_RUN: u64 = 1 << 30;
 
 /// The chunks of one read.
 #[derive(Debug)]
@@ -114,14 +110,7 @@ struct Lister<'a> {
 /// A list that is being sent.
 struct Open {
     region: ListedRegion,
-    writer: ListWriter,
-    hasher: Hasher,
-    /// What is not sent yet.
-    part: Vec<u8>,
-    /// How much is sent.
-    sent: u64,
-    /// Zeros that may go on.
-    zeros: Option<ByteRange>,
+    builder: ListBuilder,
 }
 
 impl Lister<'_> {
@@ -144,11 +133,7 @@ impl Lister<'_> {
         let region = region.ok_or_else(|| Fault::Internal("a chunk of no region".to_owned()))?;
         Ok(Open {
             region,
-            writer: ListWriter::new(region.len),
-            hasher: Hasher::new(),
-            part: Vec::with_capacity(PART),
-            sent: 0,
-            zeros: None,
+            builder: ListBuilder::new(region.len),
         })
     }
 
@@ -163,68 +148,36 @@ impl Lister<'_> {
 }
 
 impl Open {
-    /// Appends a chunk; zeros that follow zeros become one entry.
     fn push(&mut self, engine: &Engine<'_>, chunk: &Chunk) -> Result<(), Fault> {
-        let range = chunk.range;
-        if chunk.content != Content::Zero {
-            self.write_zeros(engine)?;
-            return self.write(engine, chunk);
-        }
-        match &mut self.zeros {
-            Some(zeros)
-                if zeros.end() == range.start() && zeros.len() + range.len() <= ZERO_RUN =>
-            {
-                *zeros = ByteRange::between(zeros.start(), range.end());
-                Ok(())
-            }
-            _ => {
-                self.write_zeros(engine)?;
-                self.zeros = Some(range);
-                Ok(())
-            }
-        }
-    }
-
-    fn write_zeros(&mut self, engine: &Engine<'_>) -> Result<(), Fault> {
-        let Some(range) = self.zeros.take() else {
-            return Ok(());
-        };
-        let content = Content::Zero;
-        self.write(engine, &Chunk { range, content })
-    }
-
-    fn write(&mut self, engine: &Engine<'_>, chunk: &Chunk) -> Result<(), Fault> {
-        let written = self.writer.push(chunk, &mut self.part);
-        written.map_err(|error| Fault::Internal(chain(&error)))?;
-        if self.part.len() >= PART {
-            self.send(engine)?;
+        let pushed = self.builder.push(chunk);
+        pushed.map_err(|error| Fault::Internal(chain(&error)))?;
+        if self.builder.part_len() >= PART {
+            let part = self.builder.take_part();
+            self.send(engine, &part)?;
         }
         Ok(())
     }
 
-    fn send(&mut self, engine: &Engine<'_>) -> Result<(), Fault> {
-        self.hasher.update(&self.part);
+    fn send(&self, engine: &Engine<'_>, part: &ListPart) -> Result<(), Fault> {
         engine
             .server
-            .list_part(self.region.name, self.sent, &self.part)
+            .list_part(self.region.name, part.offset, &part.bytes)
             .map_err(Fault::server(format!(
                 "sending chunk list {} from byte {}",
-                self.region.name, self.sent
+                self.region.name, part.offset
             )))?;
-        self.sent += self.part.len() as u64;
-        engine.tracker.network(self.part.len() as u64);
-        self.part.clear();
+        engine.tracker.network(part.bytes.len() as u64);
         Ok(())
     }
 
     fn close(mut self, engine: &Engine<'_>) -> Result<ChunkListRef, Fault> {
-        self.write_zeros(engine)?;
-        let writer = std::mem::replace(&mut self.writer, ListWriter::new(0));
-        let totals = writer.finish(&mut self.part);
-        if !self.part.is_empty() {
-            self.send(engine)?;
+        let builder = std::mem::replace(&mut self.builder, ListBuilder::new(0));
+        let built = builder.finish();
+        let built = built.map_err(|error| Fault::Internal(chain(&error)))?;
+        if let Some(part) = &built.last {
+            self.send(engine, part)?;
         }
-        let (length, digest) = (self.sent, self.hasher.digest());
+        let (length, digest) = (built.length, built.name.digest);
         engine
             .server
             .finish_list(self.region.name, &FinishList { length, digest })
@@ -232,12 +185,7 @@ impl Open {
                 "ending chunk list {}",
                 self.region.name
             )))?;
-        Ok(ChunkListRef {
-            digest,
-            chunks: totals.chunks,
-            data_bytes: totals.data_bytes,
-            zero_bytes: totals.zero_bytes,
-        })
+        Ok(built.name)
     }
 }
 
@@ -247,8 +195,8 @@ const _: () = assert!(PART + 4096 <= protocol::api::MAX_UPLOAD);
 mod tests {
     use std::sync::mpsc::channel;
 
-    use backup::Digest;
-    use backup::chunk::ChunkList;
+    use backup::chunk::{ChunkList, Content};
+    use backup::{ByteRange, Digest};
 
     use super::*;
     use crate::job::fake::{Bench, ImageMachine};

@@ -6,6 +6,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backup::manifest::{Coverage, Manifest, Purpose, RestorePointId};
+use backup::system;
 use backup::units::HumanBytes;
 use protocol::progress::Stage;
 
@@ -15,13 +16,11 @@ use crate::job::{Engine, JobError};
 use send::{Sent, send};
 use source::Source;
 
-mod known;
 mod list;
 mod members;
 mod read;
 mod send;
 mod source;
-mod system;
 mod unlock;
 mod volumes;
 
@@ -50,11 +49,11 @@ fn run(
     let fixed: Vec<_> = fixed.collect();
     unlock::check_places(engine.keys, &fixed)?;
     let devices = members::open(engine, &fixed)?;
-    let (mut sources, mut kept) = (Vec::new(), 0);
+    let (mut sources, mut left) = (Vec::new(), source::KEPT);
     for (disk, device) in fixed.into_iter().zip(devices) {
         let number = u32::try_from(sources.len())
             .map_err(|_| Fault::Internal("too many disks".to_owned()))?;
-        let source = Source::open(engine, (disk, device), number, &mut kept, &mut warnings)?;
+        let source = Source::open(engine, (disk, device), number, &mut left, &mut warnings)?;
         sources.push(source);
     }
     if sources.is_empty() {
@@ -67,7 +66,7 @@ fn run(
     volumes::add_sources(&mut sources, &volumes);
     let system = sources
         .iter()
-        .find_map(|source| system::find(&source.device, &source.image.regions));
+        .find_map(|source| system::find(&source.reader(), &source.image.regions));
     let total = sources.iter().map(Source::read_bytes).sum();
     engine.tracker.stage(Stage::Reading, total);
     let sent = send(engine, &mut sources)?;

@@ -1,70 +1,11 @@
-//! Reading: the saved ranges of a region in order, in few large reads.
+//! Reading: one planned read ([`backup::plan::reads`]) of a disk.
 //!
-//! Where it is known before the bytes are, a region is cut into pieces ([`Cutting::pieces`]), and
-//! neighbouring pieces are read together; else it is read in steps of [`SPAN`], and each step is cut by
-//! what is in it. A sector that cannot be read ends the capture with its number: a backup with a hole in
-//! it would be taken for a good one.
+//! A sector that cannot be read ends the capture with its number: a backup with a hole in it would be taken
+//! for a good one.
 
 use backup::ByteRange;
-use backup::chunk::Cutting;
 
 use crate::device::{AlignedBuffer, BlockDevice, DeviceError, io_error};
-
-/// The most bytes of one read.
-pub(crate) const SPAN: u64 = 2 << 20;
-/// Unused bytes up to this many are read along, which is faster than a second read.
-const GAP: u64 = 128 << 10;
-/// The most pieces of one read: one request asks which of them the server lacks.
-pub(crate) const MAX_PIECES: usize = protocol::api::MAX_DIGESTS;
-
-/// One read and the pieces in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Read {
-    /// The bytes to read, counted from the region's start.
-    pub(crate) span: ByteRange,
-    /// The pieces in it, counted from the region's start; `None` when the bytes decide.
-    pub(crate) pieces: Option<Vec<ByteRange>>,
-}
-
-/// The reads for the saved `ranges` of a region.
-pub(crate) fn reads<'a>(
-    ranges: &'a [ByteRange],
-    cutting: &'a Cutting,
-) -> Box<dyn Iterator<Item = Read> + 'a> {
-    let Some(pieces) = cutting.pieces(ranges) else {
-        return Box::new(steps(ranges));
-    };
-    let mut pieces = pieces.peekable();
-    Box::new(std::iter::from_fn(move || {
-        let first = pieces.next()?;
-        let (mut span, mut together) = (first, vec![first]);
-        while together.len() < MAX_PIECES
-            && let Some(next) = pieces.next_if(|next| {
-                next.start() - span.end() <= GAP && next.end() - span.start() <= SPAN
-            })
-        {
-            span = ByteRange::between(span.start(), next.end());
-            together.push(next);
-        }
-        Some(Read {
-            span,
-            pieces: Some(together),
-        })
-    }))
-}
-
-/// Reads up to multiples of [`SPAN`] from the region's start.
-fn steps(ranges: &[ByteRange]) -> impl Iterator<Item = Read> + '_ {
-    ranges.iter().flat_map(|range| {
-        let mut at = range.start();
-        std::iter::from_fn(move || {
-            let end = (at - at % SPAN).saturating_add(SPAN).min(range.end());
-            let span = ByteRange::between(at, end);
-            at = end;
-            (!span.is_empty()).then_some(Read { span, pieces: None })
-        })
-    })
-}
 
 /// Reads a range of a disk.
 ///
@@ -96,10 +37,8 @@ pub(crate) fn read(
 mod tests {
     use std::io;
 
-    use backup::SectorSize;
-    use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
-
     use super::*;
+    use backup::SectorSize;
 
     /// A disk with one sector that cannot be read.
     struct Failing(u64);
@@ -147,39 +86,5 @@ mod tests {
             "{said}"
         );
         assert!(read(&Failing(128), ByteRange::between(0, 65536)).is_ok());
-    }
-
-    proptest! {
-        #[test]
-        fn every_saved_byte_is_in_exactly_one_piece_of_one_read(
-            gaps in proptest::collection::vec((0u64..400_000, 1u64..3_000_000), 0..12),
-        ) {
-            let mut end = 0;
-            let ranges: Vec<_> = gaps
-                .into_iter()
-                .map(|(gap, len)| {
-                    let range = ByteRange::between(end + gap, end + gap + len);
-                    end = range.end();
-                    range
-                })
-                .collect();
-            let total: u64 = ranges.iter().map(|range| range.len()).sum();
-            for cutting in [Cutting::Grid, Cutting::ContentDefined] {
-                let (mut at, mut sum) = (0, 0);
-                for read in reads(&ranges, &cutting) {
-                    prop_assert!(!read.span.is_empty());
-                    prop_assert!(read.span.len() <= SPAN && read.span.start() >= at);
-                    at = read.span.end();
-                    let pieces = read.pieces.unwrap_or_else(|| vec![read.span]);
-                    prop_assert!(pieces.len() <= MAX_PIECES);
-                    for piece in pieces {
-                        prop_assert!(read.span.contains(piece));
-                        prop_assert!(ranges.iter().any(|range| range.contains(piece)));
-                        sum += piece.len();
-                    }
-                }
-                prop_assert_eq!(sum, total);
-            }
-        }
     }
 }

@@ -11,7 +11,7 @@
 //! | spans that are read, wait or are worked on: ([`QUEUE`] + 1 + workers) × [`SPAN`] | 40 |
 //! | records of each worker, as much compressed, and its zstd context of 1.5 MiB | 57 |
 //! | chunks that came out of order: [`WINDOW`](super::list::WINDOW) × 1024 × 64 bytes, a list's part | 6 |
-//! | digests that were asked for ([`super::known`]) | 17 |
+//! | digests that were asked for ([`backup::chunk::known`]) | 17 |
 //! | plans of regions that are kept ([`super::source`]) | 16 |
 //! | used ranges and file extents of the region that is read: 48 + 16, half as much again while it is \
 //!   surveyed | 96 |
@@ -22,20 +22,19 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use backup::chunk::{Chunk, Content, cut_by_content};
+use backup::chunk::{Content, Known, append_record, compressor};
 use backup::manifest::ChunkListRef;
+use backup::plan::reads::{MAX_PIECES, Read, SPAN, reads};
 use backup::{ByteRange, Digest};
 use zstd::bulk::Compressor;
 
-use super::known::Known;
 use super::list::{Listed, ListedRegion, Window, send_lists};
-use super::read::{MAX_PIECES, Read, SPAN, read, reads};
+use super::read::read;
 use super::source::Source;
-use crate::device::AlignedBuffer;
+use crate::device::{AlignedBuffer, DiskReader};
 use crate::job::error::Fault;
-use crate::job::server::{ListName, append_record, compressor};
+use crate::job::server::ListName;
 use crate::job::{Engine, cores};
-use crate::restore::is_zero;
 
 /// Reads that wait for a worker.
 const QUEUE: usize = 3;
@@ -172,7 +171,10 @@ impl Sender<'_> {
         for source in sources {
             let device = source.device.as_ref();
             for (planned, image) in source.planned.iter_mut().zip(&source.image.regions) {
-                let plan = planned.plan(device)?;
+                let taken = planned.take(&DiskReader(device), device.sector().bytes());
+                let plan = taken.map_err(|changed| {
+                    Fault::NotAsPlanned(format!("{}: {changed}", device.name()))
+                })?;
                 for read_next in reads(&plan.ranges, &plan.cutting) {
                     let stop = || self.has_failed() || self.engine.check_cancelled().is_err();
                     self.window.wait(number, stop);
@@ -229,45 +231,20 @@ impl Sender<'_> {
     }
 
     fn handle(&self, message: Message, tools: &mut Tools) -> Result<Listed, Fault> {
-        let span = message.read.span;
-        let bytes = message.bytes.bytes();
-        let bytes_of = |piece: ByteRange| {
-            let from = (piece.start() - span.start()) as usize;
-            &bytes[from..from + piece.len() as usize]
-        };
-        let pieces = message.read.pieces.unwrap_or_else(|| {
-            let mut at = span.start();
-            let cuts = cut_by_content(bytes).map(|len| {
-                let piece = ByteRange::between(at, at + len as u64);
-                at = piece.end();
-                piece
-            });
-            cuts.collect()
-        });
-        let chunks: Vec<_> = pieces
-            .into_iter()
-            .map(|range| {
-                let bytes = bytes_of(range);
-                let content = if is_zero(bytes) {
-                    Content::Zero
-                } else {
-                    Content::Data(Digest::of(bytes))
-                };
-                Chunk { range, content }
-            })
-            .collect();
+        let cut = message.read.chunks(message.bytes.bytes());
         let mut new: Vec<(Digest, &[u8])> = Vec::new();
         {
             let mut known = lock(&self.known);
-            for chunk in &chunks {
+            for (chunk, bytes) in &cut {
                 if let Content::Data(digest) = chunk.content
                     && known.insert(digest)
                 {
-                    new.push((digest, bytes_of(chunk.range)));
+                    new.push((digest, bytes));
                 }
             }
         }
         self.send_missing(&new, tools)?;
+        let chunks: Vec<_> = cut.into_iter().map(|(chunk, _)| chunk).collect();
         let done = chunks.iter().map(|chunk| chunk.range.len()).sum();
         self.engine.tracker.advance(done);
         Ok(Listed {
@@ -318,3 +295,4 @@ impl Sender<'_> {
 // The records of one read, none of which compresses, are one upload, and its digests one question.
 const _: () = assert!(SPAN as usize * 2 + MAX_PIECES * 1024 <= protocol::api::MAX_UPLOAD);
 const _: () = assert!(SPAN as usize / (16 << 10) <= MAX_PIECES);
+const _: () = assert!(MAX_PIECES <= protocol::api::MAX_DIGESTS);

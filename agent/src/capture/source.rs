@@ -1,17 +1,16 @@
 //! Sources: disks that are open for reading, and what is saved of each of their regions.
 //!
-//! Invariant: a disk is opened read only. The used ranges and file extents of a large volume are large
-//! themselves (up to 16 and 48 MiB): those of all regions together are kept up to [`KEPT`] bytes; a region
-//! whose plan does not fit is surveyed again when its turn comes, and must be what it was.
+//! Invariant: a disk is opened read only. Plans of regions are kept up to [`KEPT`] bytes
+//! ([`mod@backup::plan::kept`]).
 
 use std::sync::Arc;
 
-use backup::Digest;
-use backup::filesystem::{Section, Survey, encryption, survey_volume};
+use backup::filesystem::{ReadAt, ReadError};
 use backup::hardware::Disk;
-use backup::layout::{LayoutRegion, survey_disk};
-use backup::manifest::{ChunkListRef, DiskImage, PartitionTable, Region, RegionKind};
-use backup::plan::capture::{RegionPlan, plan_region};
+use backup::layout::survey_disk;
+use backup::manifest::{ChunkListRef, DiskImage, PartitionTable, Region};
+use backup::plan::capture::{Place, RegionPlan, survey_region};
+use backup::plan::kept::KeptPlan;
 use backup::units::HumanBytes;
 
 use super::unlock::PlainDisk;
@@ -30,22 +29,12 @@ pub(crate) struct Source<'a> {
     /// What the manifest says of it; what its regions contain is known when they have been read.
     pub(crate) image: DiskImage,
     /// One for each region.
-    pub(crate) planned: Vec<Planned>,
-}
-
-/// What is read of a region.
-pub(crate) struct Planned {
-    layout: LayoutRegion,
-    /// The plain volume's bytes, when it is an encrypted one that is open.
-    plain: Option<u64>,
-    pub(crate) read_bytes: u64,
-    /// `None` when it is too large to be kept.
-    plan: Option<RegionPlan>,
+    pub(crate) planned: Vec<KeptPlan>,
 }
 
 impl<'a> Source<'a> {
-    /// Opens what of an open disk there are keys for, and plans what is saved of it. `number` is the disk's in the manifest, `kept` the
-    /// bytes of plans that are kept already.
+    /// Opens what of an open disk there are keys for, and plans what is saved of it. `number` is the disk's
+    /// in the manifest, `left` the bytes of plans that may still be kept.
     ///
     /// # Errors
     /// A disk that cannot be read, is another one than the inventory says, or whose table
@@ -54,7 +43,7 @@ impl<'a> Source<'a> {
         engine: &Engine<'_>,
         (disk, device): (&'a Disk, Box<dyn BlockDevice>),
         number: u32,
-        kept: &mut usize,
+        left: &mut usize,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Fault> {
         let (size, sector) = (device.size(), device.sector());
@@ -73,23 +62,19 @@ impl<'a> Source<'a> {
         let (mut planned, mut regions) = (Vec::new(), Vec::new());
         for layout in layout.regions {
             engine.check_cancelled()?;
+            let reader = DiskReader(device.as_ref());
             let opened = device.opened(layout.range);
-            let plain = opened.map(|(_, plain)| plain);
-            let plan = survey(device.as_ref(), &layout, plain);
+            let place = Place {
+                layout,
+                plain: opened.map(|(_, plain)| plain),
+            };
+            let plan = survey_region(&reader, place.clone(), sector.bytes());
             log::info!("  {plan}");
             regions.push(Region {
                 was_encrypted: opened.map(|(with, _)| with.to_owned()),
                 ..region(&plan)
             });
-            let memory = plan.memory();
-            let fits = *kept + memory <= KEPT;
-            *kept += if fits { memory } else { 0 };
-            planned.push(Planned {
-                layout,
-                plain,
-                read_bytes: plan.read_bytes(),
-                plan: fits.then_some(plan),
-            });
+            planned.push(KeptPlan::new(place, plan, left));
         }
         for warning in layout.warnings {
             log::warn!("{}: {warning}", disk.name);
@@ -142,7 +127,7 @@ impl<'a> Source<'a> {
             disk,
             device,
             image,
-            planned: vec![Planned::kept(plan)],
+            planned: vec![KeptPlan::always(plan)],
         }
     }
 
@@ -154,89 +139,34 @@ impl<'a> Source<'a> {
                 was_encrypted: place.was_encrypted.take(),
                 ..region(&plan)
             };
-            *planned = Planned::kept(plan);
+            *planned = KeptPlan::always(plan);
         }
+    }
+
+    /// The disk for reading at any place.
+    pub(crate) fn reader(&self) -> Arc<dyn ReadAt + Send + Sync> {
+        Arc::new(SharedReader(Arc::clone(&self.device)))
     }
 
     /// Bytes that will be read of it.
     pub(crate) fn read_bytes(&self) -> u64 {
-        self.planned.iter().map(|planned| planned.read_bytes).sum()
+        self.planned
+            .iter()
+            .map(|planned| planned.read_bytes())
+            .sum()
+    }
+}
+
+/// A [`DiskReader`] that owns its part of the device.
+struct SharedReader(Arc<dyn BlockDevice>);
+
+impl ReadAt for SharedReader {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        DiskReader(self.0.as_ref()).read_at(offset, buffer)
     }
 }
 
 /// What the manifest says of a region before it is read.
 fn region(plan: &RegionPlan) -> Region {
-    Region {
-        kind: plan.kind.clone(),
-        range: plan.range,
-        volume: plan.volume.clone(),
-        coverage: plan.coverage.clone(),
-        was_encrypted: None,
-        content: ChunkListRef {
-            digest: Digest::of(&[]),
-            chunks: 0,
-            data_bytes: 0,
-            zero_bytes: 0,
-        },
-    }
-}
-
-impl Planned {
-    /// A plan that is kept whatever its size.
-    fn kept(plan: RegionPlan) -> Self {
-        Self {
-            layout: LayoutRegion {
-                kind: plan.kind.clone(),
-                range: plan.range,
-                left_out: None,
-            },
-            plain: None,
-            read_bytes: plan.read_bytes(),
-            plan: Some(plan),
-        }
-    }
-
-    /// The plan for the region, made again when it was not kept; to be dropped when the region is read.
-    ///
-    /// # Errors
-    /// [`Fault::NotAsPlanned`] when the region is not what it was.
-    pub(crate) fn plan(&mut self, device: &dyn BlockDevice) -> Result<RegionPlan, Fault> {
-        if let Some(plan) = self.plan.take() {
-            return Ok(plan);
-        }
-        let plan = survey(device, &self.layout, self.plain);
-        let found = plan.read_bytes();
-        if found != self.read_bytes {
-            return Err(Fault::NotAsPlanned(format!(
-                "{}: the volume in {} uses {found} bytes (expected {}, as before); something writes to \
-                 it",
-                device.name(),
-                self.layout.range,
-                self.read_bytes
-            )));
-        }
-        Ok(plan)
-    }
-}
-
-/// `plain` is the length of the volume when it is an encrypted one that is open.
-fn survey(device: &dyn BlockDevice, layout: &LayoutRegion, plain: Option<u64>) -> RegionPlan {
-    let reader = DiskReader(device);
-    let survey = match layout.kind {
-        RegionKind::Gap => None,
-        RegionKind::Partition { .. } | RegionKind::WholeDisk => {
-            let section = Section::new(&reader, layout.range);
-            let survey = survey_volume(&section, layout.range.len());
-            Some(match plain {
-                Some(plain) => Survey {
-                    used: survey
-                        .used
-                        .map(|used| encryption::with_header_places(&used, plain)),
-                    ..survey
-                },
-                None => survey,
-            })
-        }
-    };
-    plan_region(layout.clone(), survey, device.sector().bytes())
+    plan.described(ChunkListRef::none())
 }

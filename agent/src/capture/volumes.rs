@@ -6,12 +6,9 @@
 use std::io;
 use std::sync::Arc;
 
-use backup::filesystem::{Doubt, ReadAt, Survey};
-use backup::layout::LayoutRegion;
-use backup::lvm::{Candidate, Mapping, survey};
-use backup::manifest::{Coverage, FileSystemKind, LogicalVolume};
-use backup::plan::capture::plan_region;
-use backup::plan::volumes::{VolumePlan, plan_volume};
+use backup::lvm::Mapping;
+use backup::manifest::LogicalVolume;
+use backup::plan::volumes::{PlannedDisk, VolumePlan, plan_groups};
 use backup::{ByteRange, SectorSize};
 
 use super::source::Source;
@@ -21,63 +18,28 @@ use crate::job::error::Fault;
 /// Finds the logical volumes on the disks, and plans the regions anew that are their physical volumes.
 /// `sources` are the disks by their numbers.
 pub(super) fn plan(sources: &mut [Source<'_>]) -> Vec<VolumePlan> {
-    let mut found = Vec::new();
-    for (disk, source) in (0u32..).zip(&*sources) {
-        let sector = source.device.sector().bytes();
-        for (index, region) in source.image.regions.iter().enumerate() {
-            let is_lvm = region
-                .volume
-                .as_ref()
-                .is_some_and(|volume| volume.file_system == FileSystemKind::Lvm);
-            if is_lvm && !matches!(region.coverage, Coverage::LeftOut { .. }) {
-                let range = region.range;
-                found.push((
-                    index,
-                    Candidate {
-                        disk,
-                        range,
-                        sector,
-                    },
-                ));
-            }
-        }
-    }
-    if found.is_empty() {
-        return Vec::new();
-    }
-    let sectors = sources.iter().map(|source| source.device.sector().bytes());
-    let sector = sectors.max().unwrap_or(512);
-    let groups = {
-        let readers: Vec<_> = sources
-            .iter()
-            .map(|source| DiskReader(source.device.as_ref()))
-            .collect();
-        let readers: Vec<&dyn ReadAt> = readers.iter().map(|one| one as &dyn ReadAt).collect();
-        let candidates: Vec<_> = found.iter().map(|(_, candidate)| *candidate).collect();
-        survey(&candidates, &readers)
-    };
-    for ((index, candidate), used) in found.into_iter().zip(groups.physical_volumes) {
-        let source = &mut sources[candidate.disk as usize];
-        let region = &source.image.regions[index];
-        let layout = LayoutRegion {
-            kind: region.kind.clone(),
-            range: region.range,
-            left_out: None,
-        };
-        let survey = Survey {
-            volume: region.volume.clone(),
-            used: used.map_err(Doubt::Untrusted),
-            extents: Vec::new(),
-            heads: Vec::new(),
-        };
-        let plan = plan_region(layout, Some(survey), candidate.sector);
+    let readers: Vec<_> = sources
+        .iter()
+        .map(|source| DiskReader(source.device.as_ref()))
+        .collect();
+    let disks: Vec<_> = sources
+        .iter()
+        .zip(&readers)
+        .map(|(source, reader)| PlannedDisk {
+            reader,
+            sector: source.device.sector(),
+            regions: &source.image.regions,
+        })
+        .collect();
+    let groups = plan_groups(&disks);
+    for (disk, index, plan) in groups.regions {
+        let source = &mut sources[disk];
         log::info!("{}: {plan}", source.device.name());
         source.replace(index, plan);
     }
-    let volumes = groups.logical_volumes.into_iter();
-    let plans: Vec<_> = volumes.map(|volume| plan_volume(volume, sector)).collect();
-    plans.iter().for_each(|plan| log::info!("{plan}"));
-    plans
+    let volumes = groups.volumes;
+    volumes.iter().for_each(|plan| log::info!("{plan}"));
+    volumes
 }
 
 /// A logical volume over several disks, for reading only.

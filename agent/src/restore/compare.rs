@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use backup::chunk::{Content, MAX_CHUNK_LEN};
+use backup::plan::reads::is_zero;
 use backup::{ByteRange, Digest};
 
 use super::work::Piece;
@@ -145,14 +146,6 @@ fn compare(
 
 fn touches_no_last(range: ByteRange, last: &[ByteRange]) -> bool {
     !last.iter().any(|held| held.overlaps(range))
-}
-
-/// Whether every byte is zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // Sixteen bytes at a time: the optimiser makes vector compares of it.
-    let (blocks, rest) = bytes.as_chunks::<16>();
-    blocks.iter().all(|block| u128::from_ne_bytes(*block) == 0)
-        && rest.iter().all(|byte| *byte == 0)
 }
 
 const _: () = assert!(MAX_CHUNK_LEN as u64 <= STEP);

@@ -305,7 +305,9 @@ fn take_record(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::server::{compressor, encode_record};
+    use backup::chunk::compressor;
+
+    use crate::job::server::encode_record;
 
     #[test]
     fn a_record_is_taken_and_the_rest_is_left() {

@@ -46,8 +46,6 @@ mod tests;
 #[cfg(test)]
 mod volume_tests;
 
-pub(crate) use compare::is_zero;
-
 /// Rebuilds the machine's disks from a restore point. Returns sentences for people.
 ///
 /// # Errors

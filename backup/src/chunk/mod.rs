@@ -9,13 +9,17 @@
 
 use crate::{ByteRange, Digest};
 
+pub mod build;
 pub mod cut;
+pub mod known;
 pub mod list;
 pub mod record;
 
+pub use build::{BuiltList, ListBuilder, ListPart};
 pub use cut::{Cutting, cut_by_content};
+pub use known::Known;
 pub use list::{ChunkList, ListReader, ListTotals, ListWriter, list_len};
-pub use record::RecordHeader;
+pub use record::{RecordHeader, append_record, compressor};
 
 /// The most plain bytes in one data chunk.
 pub const MAX_CHUNK_LEN: u32 = 256 * 1024;

@@ -111,11 +111,13 @@ pub struct ImageLabel {
 }
 
 /// What a capture is made for.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Purpose {
     /// Of which kind the restore point will be.
     pub kind: RestorePointKind,
     /// What it is called, if it is a factory image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageLabel>,
 }
 

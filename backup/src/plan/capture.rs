@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::ByteRange;
 use crate::chunk::Cutting;
-use crate::filesystem::{FileExtent, Survey};
+use crate::filesystem::{FileExtent, ReadAt, Section, Survey, encryption, survey_volume};
 use crate::hardware::Disk;
 use crate::layout::{DiskLayout, LayoutRegion};
-use crate::manifest::{Coverage, FileSystemKind, PartitionTable, RegionKind, Volume};
+use crate::manifest::{
+    ChunkListRef, Coverage, FileSystemKind, PartitionTable, Region, RegionKind, Volume,
+};
 use crate::units::HumanBytes;
 
 /// What a capture of one disk will read.
@@ -78,6 +80,45 @@ pub fn plan_capture(disk: &Disk, layout: DiskLayout, surveys: Vec<Option<Survey>
         regions,
         warnings: layout.warnings,
     }
+}
+
+/// A region of a disk that is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Which.
+    pub layout: LayoutRegion,
+    /// The plain volume's bytes, when it is an encrypted one that is open.
+    pub plain: Option<u64>,
+}
+
+impl From<LayoutRegion> for Place {
+    fn from(layout: LayoutRegion) -> Self {
+        let plain = None;
+        Self { layout, plain }
+    }
+}
+
+/// Looks at one region of a disk with sectors of `sector` bytes and plans it.
+#[must_use]
+pub fn survey_region(disk: &dyn ReadAt, place: Place, sector: u64) -> RegionPlan {
+    let Place { layout, plain } = place;
+    let survey = match layout.kind {
+        RegionKind::Gap => None,
+        RegionKind::Partition { .. } | RegionKind::WholeDisk => {
+            let section = Section::new(disk, layout.range);
+            let survey = survey_volume(&section, layout.range.len());
+            Some(match plain {
+                Some(plain) => Survey {
+                    used: survey
+                        .used
+                        .map(|used| encryption::with_header_places(&used, plain)),
+                    ..survey
+                },
+                None => survey,
+            })
+        }
+    };
+    plan_region(layout, survey, sector)
 }
 
 /// Plans one region of a disk with sectors of `sector` bytes. `survey` is what was found in it; without
@@ -151,6 +192,19 @@ impl RegionPlan {
             Cutting::ContentDefined | Cutting::Grid => 0,
         };
         self.ranges.capacity() * size_of::<ByteRange>() + extents
+    }
+
+    /// What the manifest says of it, with the name of its chunk list.
+    #[must_use]
+    pub fn described(&self, content: ChunkListRef) -> Region {
+        Region {
+            kind: self.kind.clone(),
+            range: self.range,
+            volume: self.volume.clone(),
+            coverage: self.coverage.clone(),
+            was_encrypted: None,
+            content,
+        }
     }
 
     /// Bytes that will be read of it.

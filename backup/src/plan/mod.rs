@@ -11,9 +11,11 @@ use crate::manifest::{Blob, FileSystemKind, RestorePointId};
 
 mod assign;
 pub mod capture;
+pub mod kept;
 pub mod members;
 mod picture;
 mod placement;
+pub mod reads;
 pub mod restore;
 pub mod volumes;
 

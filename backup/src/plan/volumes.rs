@@ -4,14 +4,16 @@
 //! place of one disk, so that no chunk of it ever lies in two. A restored area lies in the destination of
 //! its region, where it was relative to it. Nothing is read here.
 
-use crate::ByteRange;
-use crate::filesystem::heads;
+use crate::filesystem::{Doubt, ReadAt, Survey, heads};
 use crate::layout::LayoutRegion;
-use crate::lvm::{Mapping, SurveyedVolume};
-use crate::manifest::{ChunkListRef, Coverage, DiskImage, LogicalVolume, RegionKind};
+use crate::lvm::{Candidate, Mapping, SurveyedVolume, survey};
+use crate::manifest::{
+    ChunkListRef, Coverage, DiskImage, FileSystemKind, LogicalVolume, Region, RegionKind,
+};
 use crate::plan::capture::{RegionPlan, plan_region};
 use crate::plan::restore::{MIB, in_order};
 use crate::plan::{AreaCopy, RegionCopy};
+use crate::{ByteRange, SectorSize};
 
 /// What is read of one logical volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,79 @@ pub struct VolumePlan {
     pub mapping: Mapping,
     /// What is read of it, as of a region that has its size.
     pub region: RegionPlan,
+}
+
+/// A disk whose regions are planned, and may hold physical volumes.
+#[derive(Clone, Copy)]
+pub struct PlannedDisk<'a> {
+    /// The disk.
+    pub reader: &'a dyn ReadAt,
+    /// Its sector size.
+    pub sector: SectorSize,
+    /// Its regions as they are planned.
+    pub regions: &'a [Region],
+}
+
+/// The plans that follow from the logical volumes on some disks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GroupPlan {
+    /// The regions that are physical volumes, planned anew: index of the disk, index of the region.
+    pub regions: Vec<(usize, usize, RegionPlan)>,
+    /// The logical volumes.
+    pub volumes: Vec<VolumePlan>,
+}
+
+/// Finds the logical volumes on the disks, which are in the order of their numbers from 0, and plans the
+/// regions anew that are their physical volumes.
+///
+/// A physical volume is read as a whole region unless all of its group is understood; then every
+/// allocated byte of it is read once, with the region or with a logical volume.
+#[must_use]
+pub fn plan_groups(disks: &[PlannedDisk<'_>]) -> GroupPlan {
+    let mut found = Vec::new();
+    for (number, disk) in (0u32..).zip(disks) {
+        for (index, region) in disk.regions.iter().enumerate() {
+            let volume = region.volume.as_ref();
+            let is_lvm = volume.is_some_and(|volume| volume.file_system == FileSystemKind::Lvm);
+            if is_lvm && !matches!(region.coverage, Coverage::LeftOut { .. }) {
+                let candidate = Candidate {
+                    disk: number,
+                    range: region.range,
+                    sector: disk.sector.bytes(),
+                };
+                found.push((index, candidate));
+            }
+        }
+    }
+    if found.is_empty() {
+        return GroupPlan::default();
+    }
+    let candidates: Vec<_> = found.iter().map(|(_, candidate)| *candidate).collect();
+    let readers: Vec<_> = disks.iter().map(|disk| disk.reader).collect();
+    let groups = survey(&candidates, &readers);
+    let mut plan = GroupPlan::default();
+    for ((index, candidate), used) in found.into_iter().zip(groups.physical_volumes) {
+        let disk = candidate.disk as usize;
+        let region = &disks[disk].regions[index];
+        let layout = LayoutRegion {
+            kind: region.kind.clone(),
+            range: region.range,
+            left_out: None,
+        };
+        let survey = Survey {
+            volume: region.volume.clone(),
+            used: used.map_err(Doubt::Untrusted),
+            extents: Vec::new(),
+            heads: Vec::new(),
+        };
+        let replanned = plan_region(layout, Some(survey), candidate.sector);
+        plan.regions.push((disk, index, replanned));
+    }
+    let sectors = disks.iter().map(|disk| disk.sector.bytes());
+    let sector = sectors.max().unwrap_or(512);
+    let volumes = groups.logical_volumes.into_iter();
+    plan.volumes = volumes.map(|volume| plan_volume(volume, sector)).collect();
+    plan
 }
 
 /// Plans the capture of a logical volume on disks with sectors of `sector` bytes, the largest of them.

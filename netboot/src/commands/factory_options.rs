@@ -65,6 +65,6 @@ pub(crate) struct ResetArgs {
     pub(crate) job: JobArgs,
 }
 
-fn image_name(text: &str) -> Result<ImageName, String> {
+pub(super) fn image_name(text: &str) -> Result<ImageName, String> {
     ImageName::try_from(text.to_owned()).map_err(|error| error.to_string())
 }

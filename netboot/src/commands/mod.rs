@@ -7,6 +7,8 @@
 
 mod booting;
 mod catalogue;
+mod exchange;
+mod exchange_options;
 mod factory;
 mod factory_options;
 mod file_options;
@@ -29,6 +31,7 @@ pub(crate) use options::OperatorCommand;
 
 use crate::cli::ExitCode;
 use crate::control_client::{ClientError, ControlClient};
+use crate::exchange::ExchangeError;
 use crate::factory::FactoryError;
 use crate::files::FilesError;
 use crate::http::RecoveryError;
@@ -82,6 +85,9 @@ pub(crate) enum CommandError {
     /// Files of a restore point cannot be shown or taken out.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// A disk image is not imported, or a restore point not exported.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
     /// Some files could not be read or written; it was said which.
     #[error("{failed} could not be read or written; they are named above, the rest was done")]
     NotAll {
@@ -133,6 +139,13 @@ impl CommandError {
             Self::Client(ClientError::Connect { .. })
             | Self::Store(_)
             | Self::Files(FilesError::Store(_) | FilesError::Output { .. })
+            | Self::Exchange(
+                ExchangeError::Store(_)
+                | ExchangeError::Source { .. }
+                | ExchangeError::Output { .. }
+                | ExchangeError::Full(_)
+                | ExchangeError::Files(FilesError::Store(_)),
+            )
             | Self::Recovery(_)
             | Self::Output(_)
             | Self::Picture { .. } => ExitCode::System,
@@ -142,6 +155,7 @@ impl CommandError {
             | Self::NoPlan
             | Self::Damaged { .. }
             | Self::Files(_)
+            | Self::Exchange(_)
             | Self::NotAll { .. }
             | Self::Upkeep(_)
             | Self::Factory(_)
@@ -182,6 +196,8 @@ pub(crate) fn run(
         OperatorCommand::Show(args) => catalogue::show(&data_directory, args),
         OperatorCommand::Compare(args) => catalogue::compare(&data_directory, args),
         OperatorCommand::Versions(args) => catalogue::versions(&data_directory, args),
+        OperatorCommand::Import(args) => exchange::import(&data_directory, args),
+        OperatorCommand::Export(args) => exchange::export(&data_directory, args),
         OperatorCommand::Store(args) => upkeep::sizes(&data_directory, args.json),
         OperatorCommand::Gc(args) => upkeep::gc(&data_directory, args),
         OperatorCommand::Prune(args) => upkeep::prune(&data_directory, args, retention),

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use protocol::api::NextBoot;
 use protocol::unlock::VolumePlace;
 
+use super::exchange_options::{ExportArgs, ImportArgs};
 use super::factory_options::{FactoryArgs, ResetArgs};
 use super::file_options::{CompareArgs, FilesArgs, ItemsArgs, VersionsArgs};
 use super::upkeep_options::{GcArgs, PruneArgs, RestorePointArgs};
@@ -58,6 +59,10 @@ pub(crate) enum OperatorCommand {
     Items(ItemsArgs),
     /// Browse the files in a restore point and take them out
     Files(FilesArgs),
+    /// Make a restore point of a disk image: raw, qcow2, VHD, VHDX or VMDK
+    Import(ImportArgs),
+    /// Write the disks of a restore point as image files
+    Export(ExportArgs),
     /// Show how much is in the store, and what each restore point alone takes
     Store(ListArgs),
     /// Free what no restore point and no running capture needs

@@ -194,6 +194,7 @@ impl Scene {
         let facts = CaptureFacts {
             machine: "m".into(),
             machine_name: "lab-17".into(),
+            named: false,
             stored_bytes: 5,
             purpose: Default::default(),
         };

@@ -44,7 +44,7 @@ const MAX_TEXT: usize = 256;
 /// The most bytes of a report.
 const MAX_REPORT: usize = 256 * 1024;
 /// The most bytes of the end of a chunk list.
-const MAX_FINISH: usize = 4096;
+pub(super) const MAX_FINISH: usize = 4096;
 /// How long a beacon is held when there is no work.
 const HOLD: Duration = Duration::from_secs(10);
 /// How long a machine waits between beacons; the hold does the waiting when it waits for work.
@@ -441,7 +441,7 @@ async fn keys(
 }
 
 /// The digests of a request body: 32 bytes each.
-async fn read_digests(body: Body) -> Result<Vec<Digest>, Refusal> {
+pub(super) async fn read_digests(body: Body) -> Result<Vec<Digest>, Refusal> {
     let bytes = read_body(body, api::MAX_DIGESTS * Digest::LEN).await?;
     let (digests, rest) = bytes.as_chunks::<{ Digest::LEN }>();
     if !rest.is_empty() {
@@ -470,7 +470,7 @@ async fn missing(
     Ok(octets(answer))
 }
 
-fn octets(bytes: Vec<u8>) -> Response {
+pub(super) fn octets(bytes: Vec<u8>) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
     (kind, bytes).into_response()
 }
@@ -510,8 +510,8 @@ async fn capture(shared: &AgentApi, job: &str) -> Result<JobRecord, Refusal> {
 
 /// Where a part of a chunk list begins.
 #[derive(Deserialize)]
-struct Offset {
-    offset: u64,
+pub(super) struct Offset {
+    pub(super) offset: u64,
 }
 
 async fn list_part(
@@ -556,7 +556,7 @@ async fn finish_list(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn parse_list_name(text: &str) -> Result<ListName, Refusal> {
+pub(super) fn parse_list_name(text: &str) -> Result<ListName, Refusal> {
     ListName::parse(text).ok_or_else(|| {
         let found: String = text.chars().take(80).collect();
         Refusal::bad_request(format!(
@@ -570,7 +570,7 @@ fn parse_digest(text: &str) -> Result<Digest, Refusal> {
         .map_err(|error: backup::digest::DigestError| Refusal::bad_request(error.to_string()))
 }
 
-fn parse_id(text: String) -> Result<RestorePointId, Refusal> {
+pub(super) fn parse_id(text: String) -> Result<RestorePointId, Refusal> {
     RestorePointId::try_from(text).map_err(|error| Refusal::bad_request(error.to_string()))
 }
 
@@ -588,6 +588,7 @@ async fn publish(
         let facts = CaptureFacts {
             machine: record.machine.clone(),
             machine_name: recovery.machines.name(&record.machine),
+            named: false,
             // Read again: uploads may have ended since.
             stored_bytes: recovery.jobs.get(&record.job.id)?.stored_bytes,
             purpose: record.job.kind.purpose(),

@@ -26,6 +26,7 @@ pub(crate) mod agent_api;
 mod answer;
 pub(crate) mod boot_api;
 pub(crate) mod boot_files;
+pub(crate) mod import_api;
 pub(crate) mod operator_api;
 mod plan_api;
 mod send_share;

@@ -141,6 +141,7 @@ fn a_backup_of_a_running_system_ends_when_its_program_is_silent_and_no_other_job
     let bench = Bench::new();
     let minutes = |count: u64| count * 60;
     let (job, started) = bench.taken(JobKind::Capture {
+        unlock: Vec::new(),
         restore_point: restore_point(),
         point_kind: Default::default(),
         image: None,
@@ -169,6 +170,7 @@ fn a_backup_of_a_running_system_ends_when_its_program_is_silent_and_no_other_job
     assert_eq!(silent(much_later + minutes(99)), []);
     // One in the recovery environment is given its job again instead.
     let (_, started) = bench.taken(JobKind::Capture {
+        unlock: Vec::new(),
         restore_point: restore_point(),
         point_kind: Default::default(),
         image: None,
@@ -182,6 +184,7 @@ fn a_backup_of_a_running_system_ends_when_its_program_is_silent_and_no_other_job
 fn silence_before_the_server_was_there_does_not_count() {
     let mut bench = Bench::new();
     let (_, started) = bench.taken(JobKind::Capture {
+        unlock: Vec::new(),
         restore_point: restore_point(),
         point_kind: Default::default(),
         image: None,

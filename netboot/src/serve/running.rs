@@ -40,8 +40,8 @@ use crate::{
     },
     flight_recorder::FlightRecorder,
     http::{
-        Recovery, agent_api, boot_api, boot_files, boot_files::BootFiles, operator_api, server,
-        silent_jobs, upkeep_api,
+        Recovery, agent_api, boot_api, boot_files, boot_files::BootFiles, import_api, operator_api,
+        server, silent_jobs, upkeep_api,
     },
     sockets::{self, DhcpSocket, OpenError, ProxySocket},
     store::DataLock,
@@ -110,6 +110,7 @@ pub(super) fn serve(
     }
     let operators = operator_api::router(Arc::clone(&recovery))
         .merge(upkeep_api::router(Arc::clone(&recovery), config.retention))
+        .merge(import_api::router(Arc::clone(&recovery)))
         .merge(boot_api::router(Arc::clone(&recovery), Arc::clone(&desk)))
         .merge(watch::router(Arc::clone(&board)));
     let (router, pool) = (operators, Arc::clone(&parts.executor));

@@ -119,6 +119,7 @@ pub(super) fn publish(store: &Store, name: &str, chunks: &[Vec<u8>]) -> Result<(
     let facts = CaptureFacts {
         machine: "m".into(),
         machine_name: "machine".into(),
+        named: false,
         stored_bytes: 5,
         purpose: Default::default(),
     };

@@ -33,6 +33,7 @@
 mod bits;
 mod chunk_store;
 mod claims;
+pub(crate) mod content;
 mod damage;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;

@@ -146,6 +146,8 @@ pub(crate) struct CaptureFacts {
     pub(crate) machine: String,
     /// The machine's name if the captured system has none.
     pub(crate) machine_name: String,
+    /// Whether a person gave that name, so that it counts before the captured system's own.
+    pub(crate) named: bool,
     /// Bytes that the capture added to the store.
     pub(crate) stored_bytes: u64,
     /// What it was ordered for.
@@ -349,7 +351,9 @@ pub(super) fn view_of(manifest: &Manifest, facts: &CaptureFacts) -> RestorePoint
     RestorePointView {
         id: manifest.id.clone(),
         machine: Some(facts.machine.clone()).filter(|machine| !machine.is_empty()),
-        machine_name: host_name.unwrap_or_else(|| facts.machine_name.clone()),
+        machine_name: host_name
+            .filter(|_| !facts.named)
+            .unwrap_or_else(|| facts.machine_name.clone()),
         captured_at: manifest.captured_at,
         system: system.map(|system| match &system.version {
             Some(version) => format!("{} {version}", system.name),

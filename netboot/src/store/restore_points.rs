@@ -321,6 +321,7 @@ fn read_view(
     let facts = CaptureFacts {
         machine: String::new(),
         machine_name: manifest.machine.macs.first().cloned().unwrap_or_default(),
+        named: false,
         stored_bytes: 0,
         purpose: Purpose::default(),
     };

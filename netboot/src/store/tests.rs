@@ -221,6 +221,7 @@ fn publish(store: &Store, id: &RestorePointId, chunks: &[Vec<u8>]) -> Result<(),
     let facts = CaptureFacts {
         machine: "m".into(),
         machine_name: "machine".into(),
+        named: false,
         stored_bytes: 5,
         purpose: Default::default(),
     };

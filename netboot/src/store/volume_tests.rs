@@ -98,6 +98,7 @@ fn captured(
             .unwrap();
     }
     let facts = CaptureFacts {
+        named: false,
         machine: "m".into(),
         machine_name: "machine".into(),
         stored_bytes: 5,

@@ -6,21 +6,21 @@
 
 use std::collections::HashSet;
 
-use backup::Digest;
+use crate::Digest;
 
 /// How many digests one half has: what a table of 2¹⁸ places holds before it grows.
 const HALF: usize = (1 << 18) / 8 * 7;
 
 /// A bounded set that forgets the oldest.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub struct Known {
     newer: HashSet<Digest>,
     older: HashSet<Digest>,
 }
 
 impl Known {
     /// Remembers a digest; false when it was known.
-    pub(crate) fn insert(&mut self, digest: Digest) -> bool {
+    pub fn insert(&mut self, digest: Digest) -> bool {
         // Looked for before it is inserted: a full table grows even for what it has.
         if self.newer.contains(&digest) || self.older.contains(&digest) {
             return false;

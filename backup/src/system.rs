@@ -1,41 +1,119 @@
-//! The operating system on a captured disk: its name, version and host name.
+//! The operating system in a volume: its name, version and host name.
 //!
-//! Nothing is mounted: the files are read through the file system's own structures, from the device
-//! that is open read only. Invariant: this only adds a name to a restore point; whatever cannot be
-//! read is left out, and no link leads outside the file system.
+//! Invariant: this only adds a name to a restore point; whatever cannot be read is left out, and no link
+//! leads outside the file system.
 
 use std::sync::Arc;
 
-use backup::ByteRange;
-use backup::filesystem::tree::{self, FileTree, NodeId, TreeError};
-use backup::filesystem::tree_path::{self, AtEnd};
-use backup::filesystem::{ReadAt, ReadError};
-use backup::manifest::{OperatingSystem, Region};
-
-use crate::device::BlockDevice;
+use crate::ByteRange;
+use crate::filesystem::tree::{self, FileTree, NodeId};
+use crate::filesystem::tree_path::{self, AtEnd};
+use crate::filesystem::{ReadAt, ReadError, Section};
+use crate::manifest::{OperatingSystem, Region};
 
 /// The largest file that is read, in bytes.
 const LIMIT: u64 = 64 << 10;
 /// Where a system begins: the top of the volume, or the subvolume of Btrfs that distributions put it in.
 const PLACES: [&str; 3] = ["", "@", "root"];
 
-/// Looks for a system in the regions that hold a file system.
-pub(crate) fn find(device: &Arc<dyn BlockDevice>, regions: &[Region]) -> Option<OperatingSystem> {
-    regions
-        .iter()
-        .filter(|region| region.volume.is_some())
-        .find_map(|region| read_system(device, region.range))
+/// Looks for a system in the regions of a disk that hold a file system.
+#[must_use]
+pub fn find(disk: &Arc<dyn ReadAt + Send + Sync>, regions: &[Region]) -> Option<OperatingSystem> {
+    let mut trees = trees(disk, regions);
+    trees.find_map(|tree| system_in(tree.as_ref()))
 }
 
-fn read_system(device: &Arc<dyn BlockDevice>, range: ByteRange) -> Option<OperatingSystem> {
-    let volume = Arc::new(Volume {
-        device: Arc::clone(device),
-        range,
-    });
-    let tree = tree::open(volume, range.len())
-        .map_err(|error| log::debug!("{range}: {error}"))
-        .ok()?;
-    system_in(tree.as_ref())
+/// The architecture of the programs in the regions of a disk, as `uname -m` says it: the first that is found
+/// of a program that every system has.
+#[must_use]
+pub fn architecture(
+    disk: &Arc<dyn ReadAt + Send + Sync>,
+    regions: &[Region],
+) -> Option<&'static str> {
+    let mut trees = trees(disk, regions);
+    trees.find_map(|tree| architecture_in(tree.as_ref()))
+}
+
+fn architecture_in(tree: &dyn FileTree) -> Option<&'static str> {
+    let tops: Vec<_> = PLACES
+        .iter()
+        .filter_map(|place| node(tree, tree.root(), place))
+        .collect();
+    let programs = [
+        "usr/bin/env",
+        "bin/sh",
+        "bin/busybox",
+        "Windows/System32/ntoskrnl.exe",
+    ];
+    let mut places = tops
+        .iter()
+        .flat_map(|top| programs.iter().map(move |program| (*top, *program)));
+    places.find_map(|(top, program)| {
+        let file = node(tree, top, program)?;
+        let mut head = [0; 1024];
+        let len = tree.read(file, 0, &mut head).ok()?;
+        machine_of(head.get(..len)?)
+    })
+}
+
+/// The machine in the header of an ELF file (`e_machine`, elf(5)) or a PE file (`Machine`, Microsoft's PE
+/// format, "COFF File Header").
+fn machine_of(program: &[u8]) -> Option<&'static str> {
+    let word = |at: usize| {
+        Some(u16::from_le_bytes([
+            *program.get(at)?,
+            *program.get(at + 1)?,
+        ]))
+    };
+    // Byte 5: the bytes of numbers in little-endian order.
+    if program.starts_with(b"\x7fELF") && program.get(5) == Some(&1) {
+        return match word(18)? {
+            62 => Some("x86_64"),
+            3 => Some("i686"),
+            183 => Some("aarch64"),
+            40 => Some("armv7l"),
+            243 => Some("riscv64"),
+            21 => Some("ppc64le"),
+            _ => None,
+        };
+    }
+    if program.starts_with(b"MZ") {
+        let header = usize::from(word(0x3c)?);
+        let sign = program.get(header..header + 4)?;
+        return match (sign, word(header + 4)?) {
+            (b"PE\0\0", 0x8664) => Some("x86_64"),
+            (b"PE\0\0", 0x014c) => Some("i686"),
+            (b"PE\0\0", 0xaa64) => Some("aarch64"),
+            _ => None,
+        };
+    }
+    None
+}
+
+fn trees<'a>(
+    disk: &'a Arc<dyn ReadAt + Send + Sync>,
+    regions: &'a [Region],
+) -> impl Iterator<Item = Box<dyn FileTree>> + 'a {
+    let volumes = regions.iter().filter(|region| region.volume.is_some());
+    volumes.filter_map(|region| {
+        let volume = Arc::new(Volume {
+            disk: Arc::clone(disk),
+            range: region.range,
+        });
+        tree::open(volume, region.range.len()).ok()
+    })
+}
+
+/// A region as a volume that owns its disk.
+struct Volume {
+    disk: Arc<dyn ReadAt + Send + Sync>,
+    range: ByteRange,
+}
+
+impl ReadAt for Volume {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        Section::new(self.disk.as_ref(), self.range).read_at(offset, buffer)
+    }
 }
 
 fn system_in(tree: &dyn FileTree) -> Option<OperatingSystem> {
@@ -63,14 +141,7 @@ fn system_in(tree: &dyn FileTree) -> Option<OperatingSystem> {
 }
 
 fn node(tree: &dyn FileTree, top: NodeId, path: &str) -> Option<NodeId> {
-    match tree_path::find(tree, top, path.as_bytes(), AtEnd::Follow) {
-        Ok(found) => Some(found),
-        Err(TreeError::NotFound(_)) => None,
-        Err(error) => {
-            log::debug!("{path}: {error}");
-            None
-        }
-    }
+    tree_path::find(tree, top, path.as_bytes(), AtEnd::Follow).ok()
 }
 
 fn read_text(tree: &dyn FileTree, top: NodeId, path: &str) -> Option<String> {
@@ -112,34 +183,9 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
-struct Volume {
-    device: Arc<dyn BlockDevice>,
-    range: ByteRange,
-}
-
-impl ReadAt for Volume {
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
-        let len = buffer.len() as u64;
-        let failed = |reason| ReadError {
-            offset,
-            len,
-            reason,
-        };
-        let inside = offset
-            .checked_add(len)
-            .is_some_and(|end| end <= self.range.len());
-        if !inside {
-            return Err(failed("past the end of the volume".to_owned()));
-        }
-        self.device
-            .read_at(self.range.start() + offset, buffer)
-            .map_err(|error| failed(error.to_string()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use backup::filesystem::tree::{Entry, Node, NodeKind};
+    use crate::filesystem::tree::{Entry, Node, NodeKind, TreeError};
 
     use super::*;
 
@@ -251,6 +297,24 @@ mod tests {
         assert_eq!(system_in(&tree).unwrap().name, "Windows");
         tree.nodes.pop();
         assert_eq!(system_in(&tree), None);
+    }
+
+    #[test]
+    fn programs_tell_their_machine() {
+        let mut elf = [0; 64];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[18] = 183;
+        assert_eq!(machine_of(&elf), Some("aarch64"));
+        elf[5] = 2;
+        assert_eq!(machine_of(&elf), None, "another order of bytes");
+        let mut pe = [0; 512];
+        pe[..2].copy_from_slice(b"MZ");
+        pe[0x3c] = 0x80;
+        pe[0x80..0x86].copy_from_slice(b"PE\0\0\x64\x86");
+        assert_eq!(machine_of(&pe), Some("x86_64"));
+        pe[0x3d] = 0xff;
+        assert_eq!(machine_of(&pe), None, "a header past the end");
+        assert_eq!(machine_of(b"#!"), None);
     }
 
     #[test]
