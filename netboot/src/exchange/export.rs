@@ -18,7 +18,7 @@ use super::parts::{PartSize, Parts};
 use super::target::Target;
 use super::{ExchangeError, OnProgress, Progress, Stop};
 use crate::store::Store;
-use crate::store::content::{ContentError, read_content};
+use crate::store::content::{ContentError, TakeChunk, read_content};
 
 /// What a restore point is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -80,7 +80,8 @@ pub(crate) struct ExportSummary {
 /// Writes the disks of a restore point.
 ///
 /// # Errors
-/// [`ExchangeError`]; then nothing of it is left, and what was there before is as it was.
+/// [`ExchangeError`]; then nothing of it is left, and what was there before is as it was. Only where several
+/// files are replaced (`force`) and one of them cannot be, those before it are replaced already.
 pub(crate) fn export(
     store: &Store,
     data_directory: &Path,
@@ -138,16 +139,21 @@ pub(crate) fn export(
         finished.push((disk, to.finish(progress, stop)?));
     }
     stop.check()?;
+    let mut named = Named::default();
     let mut written = Vec::new();
     for (disk, files) in finished {
-        let files = files.into_iter().map(|file| file.keep(export.force));
+        let mut paths = Vec::new();
+        for file in files {
+            paths.push(named.keep(file, export.force)?);
+        }
         written.push(Written {
             disk: disk.number,
             size: disk.size,
             data_bytes: data_of(export.manifest, disk),
-            files: files.collect::<Result<_, _>>()?,
+            files: paths,
         });
     }
+    named.all();
     folders.keep();
     Ok(ExportSummary {
         restore_point: export.id.clone(),
@@ -241,6 +247,33 @@ impl Drop for NewFolders {
     }
 }
 
+/// Files that have their names already; they are removed when a later one cannot be named, but for those that
+/// replaced something.
+#[derive(Debug, Default)]
+struct Named(Vec<PathBuf>);
+
+impl Named {
+    fn keep(&mut self, file: NewFile, force: bool) -> Result<PathBuf, ExchangeError> {
+        let path = file.keep(force)?;
+        if !force {
+            self.0.push(path.clone());
+        }
+        Ok(path)
+    }
+
+    fn all(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 /// Bytes of data on a disk, those of logical volumes counted on the disk where they begin.
 fn data_of(manifest: &Manifest, disk: &DiskImage) -> u64 {
     let regions = disk.regions.iter().map(|region| region.content.data_bytes);
@@ -264,7 +297,9 @@ fn check_room(
     let Ok(found) = nix::sys::statvfs::statvfs(folder) else {
         return Ok(());
     };
-    let free = found.blocks_available() as u64 * found.fragment_size() as u64;
+    let free = found
+        .blocks_available()
+        .saturating_mul(found.fragment_size());
     // FAT and exFAT know no holes.
     let kind = nix::sys::statfs::statfs(folder).map(|found| found.filesystem_type().0);
     let no_holes = kind.is_ok_and(|kind| [0x4d44, 0x2011_bab0].contains(&(kind as u64)));
@@ -392,7 +427,7 @@ impl Work<'_> {
         &self,
         content: (&backup::manifest::ChunkListRef, u64),
         (disk, place): (&DiskImage, &str),
-        put: &mut dyn FnMut(ByteRange, &[u8]) -> Result<(), ExchangeError>,
+        put: &mut TakeChunk<'_, ExchangeError>,
     ) -> Result<(), ExchangeError> {
         let taken = read_content(self.store, self.export.id, content, &mut |range, bytes| {
             self.stop.check()?;

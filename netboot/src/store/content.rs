@@ -37,6 +37,9 @@ pub(crate) enum ContentError<E> {
     Taker(E),
 }
 
+/// Who takes chunks: where one lies in its content, and its bytes.
+pub(crate) type TakeChunk<'a, E> = dyn FnMut(ByteRange, &[u8]) -> Result<(), E> + 'a;
+
 /// Gives the data of a content of `len` bytes to `take`, in order; zeros and what was not saved are left out.
 ///
 /// # Errors
@@ -45,7 +48,7 @@ pub(crate) fn read_content<E>(
     store: &Store,
     id: &RestorePointId,
     (content, len): (&ChunkListRef, u64),
-    take: &mut dyn FnMut(ByteRange, &[u8]) -> Result<(), E>,
+    take: &mut TakeChunk<'_, E>,
 ) -> Result<(), ContentError<E>> {
     let list = ListFile::open(store, id, &content.digest)?;
     let mut checker = Checker::new().map_err(|source| {
