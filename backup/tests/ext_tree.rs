@@ -360,3 +360,84 @@ impl backup::filesystem::ReadAt for Owned {
         images::Memory(&self.0).read_at(offset, buffer)
     }
 }
+
+/// Length and digest, for comparisons that people can read.
+fn told(bytes: &[u8]) -> String {
+    format!("{} bytes, {}", bytes.len(), backup::Digest::of(bytes))
+}
+
+/// An access list as programs give it to the kernel.
+fn access_list() -> Vec<u8> {
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, number) in [
+        (0x01u16, 6u16, u32::MAX),
+        (0x02, 4, 1000),
+        (0x04, 4, u32::MAX),
+        (0x08, 7, 50),
+        (0x10, 7, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ] {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(rights.to_le_bytes());
+        bytes.extend(number.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn attributes_and_access_lists_are_what_debugfs_wrote_wherever_they_lie() {
+    for (features, longest) in [("ea_inode,metadata_csum", 4000), ("^metadata_csum", 2000)] {
+        let folder = folder();
+        let tree_folder = folder.path().join("tree");
+        fs::create_dir_all(tree_folder.join("sub")).unwrap();
+        fs::write(tree_folder.join("file"), b"x").unwrap();
+        fs::write(tree_folder.join("plain"), b"x").unwrap();
+        let image = folder.path().join("image");
+        blank(&image, 16 * MIB);
+        let (from, to) = (tree_folder.to_str().unwrap(), image.to_str().unwrap());
+        let make = [
+            "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-O", features, "-d", from, to,
+        ];
+        run("e2fsprogs", "mke2fs", &make);
+        // debugfs sets no more than a block. The first lies in the inode, the next in a block, the last, if it can, in an inode of its own.
+        let wanted = [
+            ("/file", "user.comment", b"in the inode".to_vec()),
+            ("/file", "security.other", noise(1, 900)),
+            ("/file", "user.long", noise(2, longest)),
+            ("/file", "system.posix_acl_access", access_list()),
+            ("/sub", "system.posix_acl_default", access_list()),
+            ("/sub", "user.empty", Vec::new()),
+        ];
+        let value = folder.path().join("value");
+        for (path, name, bytes) in &wanted {
+            fs::write(&value, bytes).unwrap();
+            let command = format!("ea_set -f {} {path} {name}", value.display());
+            run("e2fsprogs", "debugfs", &["-w", "-R", &command, to]);
+        }
+        let volume = Arc::new(Image::open(&image));
+        let tree = tree::open(volume, 16 * MIB).unwrap();
+        for path in ["file", "sub", "plain"] {
+            let id = backup::filesystem::tree_path::find(
+                tree.as_ref(),
+                tree.root(),
+                path.as_bytes(),
+                backup::filesystem::tree_path::AtEnd::Stay,
+            )
+            .unwrap();
+            let mut found: Vec<_> = tree
+                .attributes(id)
+                .unwrap()
+                .into_iter()
+                .map(|one| (String::from_utf8(one.name).unwrap(), told(&one.value)))
+                .collect();
+            found.sort();
+            let mut expected: Vec<_> = wanted
+                .iter()
+                .filter(|(of, ..)| &of[1..] == path)
+                .map(|(_, name, bytes)| ((*name).to_owned(), told(bytes)))
+                .collect();
+            expected.sort();
+            assert_eq!(found, expected, "{features}: {path}");
+        }
+    }
+}

@@ -95,6 +95,15 @@ pub struct Node {
     pub sealed: Option<&'static str>,
 }
 
+/// An extended attribute of a file or folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attribute {
+    /// Its name with the prefix: `user.comment`, `system.posix_acl_access`; bytes without NUL.
+    pub name: Vec<u8>,
+    /// Its value, as Linux gives it to programs.
+    pub value: Vec<u8>,
+}
+
 /// A name in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -115,6 +124,15 @@ pub trait FileTree: Send {
     /// # Errors
     /// [`TreeError`] when it cannot be read.
     fn node(&self, id: NodeId) -> Result<Node, TreeError>;
+
+    /// The extended attributes of a node, access lists among them; none from a file system whose
+    /// attributes are not read.
+    ///
+    /// # Errors
+    /// [`TreeError`] when they cannot be read.
+    fn attributes(&self, _id: NodeId) -> Result<Vec<Attribute>, TreeError> {
+        Ok(Vec::new())
+    }
 
     /// Gives each name of a folder but `.` and `..`, in the order of the file system, to `visit`, which may
     /// end it with an error.

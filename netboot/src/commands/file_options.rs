@@ -9,9 +9,10 @@ use clap::{Args, Subcommand};
 use crate::files::{ArchiveKind, OnClash, Spec};
 
 const HOW_NAMED: &str = "\
-RESTORE-POINT is an id or its beginning, or `latest` with --machine.
-VOLUME is disk and partition as `files volumes` lists them (0-2), the
-partition's number alone when there is one disk, or the label. Without it,
+RESTORE-POINT is an id or its beginning, the name of a factory image, or
+`latest` with --machine. VOLUME is disk and partition as `files volumes`
+lists them (0-2), the partition's number alone when there is one disk, a
+logical volume (GROUP/VOLUME, or lvm-0 by number), or the label. Without it,
 `RESTORE-POINT:/PATH`, the only volume with files is meant, EFI system
 partitions not counted when there are others.
 

@@ -1,24 +1,25 @@
 //! Files written into an archive: tar, with or without compression, or zip.
 //!
-//! Tar is written in the GNU form, which keeps names of any bytes and any length, with a `mtime` record of
-//! POSIX.1-2001 where a time has a fraction or lies before 1970. Zip keeps names as text, so bytes that are
-//! no UTF-8 are written as `\xNN` there; links, permissions and times are kept, owners, the set-user-id bit and devices are not.
+//! Tar is written in the GNU form, which keeps names of any bytes and any length, with records of
+//! POSIX.1-2001 for a time that has a fraction or lies before 1970, and for extended attributes. Zip keeps names as text, so bytes that are
+//! no UTF-8 are written as `\xNN` there; links, permissions and times are kept, owners, the set-user-id bit,
+//! extended attributes and devices are not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use backup::filesystem::tree::{Node, NodeKind, Timestamp};
+use backup::filesystem::tree::{Attribute, Node, NodeKind, Timestamp};
 use clap::ValueEnum;
 use flate2::write::GzEncoder;
 use tar::{EntryType, Header};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::FilesError;
 use super::content::Content;
 use super::name::shown;
 use super::take::{Sink, TakeError, Taken};
+use super::{FilesError, attributes};
 
 /// What an archive is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -181,6 +182,7 @@ pub(super) fn create(
         output,
         unfinished,
         place,
+        records: Vec::new(),
     }))
 }
 
@@ -192,6 +194,8 @@ struct Tar {
     output: Box<dyn Output>,
     unfinished: Option<Unfinished>,
     place: String,
+    /// Records of the attributes of the next entry.
+    records: Vec<u8>,
 }
 
 const BLOCK: u64 = 512;
@@ -246,9 +250,12 @@ impl Tar {
             nanoseconds: 0,
         });
         header.set_mtime(u64::try_from(stamp.seconds).unwrap_or(0));
+        let mut records = std::mem::take(&mut self.records);
         if stamp.seconds < 0 || stamp.nanoseconds > 0 {
-            let record = record("mtime", &decimal(stamp));
-            self.carrier(EntryType::XHeader, b"././@PaxHeader", record.as_bytes())?;
+            records.extend(record(b"mtime", decimal(stamp).as_bytes()));
+        }
+        if !records.is_empty() {
+            self.carrier(EntryType::XHeader, b"././@PaxHeader", &records)?;
         }
         // The fields of a name hold 100 bytes; longer ones precede the entry, with a NUL at their end.
         let bytes = header.as_mut_bytes();
@@ -268,13 +275,13 @@ impl Tar {
 }
 
 /// A record of an extended header: its own length in front, in decimal.
-fn record(key: &str, value: &str) -> String {
+fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut len = rest + 1;
     while rest + len.to_string().len() != len {
         len = rest + len.to_string().len();
     }
-    format!("{len} {key}={value}\n")
+    [len.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
 }
 
 /// Seconds with their fraction.
@@ -288,6 +295,17 @@ fn decimal(stamp: Timestamp) -> String {
 }
 
 impl Sink for Tar {
+    fn keeps_attributes(&self) -> bool {
+        true
+    }
+
+    fn attributes(&mut self, attributes: &[Attribute]) {
+        self.records.clear();
+        for (key, value) in attributes::records(attributes) {
+            self.records.extend(record(&key, &value));
+        }
+    }
+
     fn directory(&mut self, path: &[u8], node: &Node) -> Result<bool, TakeError> {
         self.header(path, node, EntryType::Directory, b"")
             .map_err(|error| fatal(&error))?;
@@ -368,6 +386,7 @@ impl Sink for Tar {
             mut output,
             mut unfinished,
             place,
+            ..
         } = *self;
         let end = output
             .write_all(&[ZEROS, ZEROS].concat())

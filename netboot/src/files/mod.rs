@@ -9,6 +9,7 @@
 //! goes on.
 
 mod archive;
+mod attributes;
 mod compare;
 mod content;
 mod folder;

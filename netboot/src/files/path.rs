@@ -1,4 +1,5 @@
-//! `RESTORE-POINT:VOLUME/PATH`.
+//! `RESTORE-POINT:VOLUME/PATH`. Where a logical volume is meant by group and name, `volume` is the group and the
+//! name is the first part of the path until the manifest is known (`volumes::place`).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use backup::filesystem::tree::{FileTree, Node, NodeId, NodeKind};
+use backup::filesystem::tree::{Attribute, FileTree, Node, NodeId, NodeKind};
 use serde::Serialize;
 
 use super::archive::{self, ArchiveKind};
@@ -128,6 +128,13 @@ pub(super) trait Sink {
     fn keeps_hard_links(&self) -> bool {
         true
     }
+    /// Whether it can keep extended attributes; then it is told them before each file, folder, link or
+    /// device.
+    fn keeps_attributes(&self) -> bool {
+        false
+    }
+    /// The attributes of what comes next.
+    fn attributes(&mut self, _attributes: &[Attribute]) {}
     /// A device, pipe or socket.
     fn special(&mut self, path: &[u8], node: &Node) -> Result<Taken, TakeError>;
     /// All is written.
@@ -275,6 +282,7 @@ impl Taker<'_> {
     }
 
     fn node(&mut self, path: &[u8], id: NodeId, node: &Node) -> Result<bool, TakeError> {
+        self.attributes(path, id);
         if node.kind == NodeKind::Directory {
             let wanted = self.sink.directory(path, node)?;
             self.summary.folders += u64::from(wanted);
@@ -321,6 +329,22 @@ impl Taker<'_> {
             self.first_names.insert(id, name);
         }
         Ok(false)
+    }
+
+    /// Tells the sink the attributes of what comes next. Without them it is taken all the same, and that
+    /// is said.
+    fn attributes(&mut self, path: &[u8], id: NodeId) {
+        if !self.sink.keeps_attributes() {
+            return;
+        }
+        match self.volume.tree.attributes(id) {
+            Ok(attributes) => self.sink.attributes(&attributes),
+            Err(error) => {
+                self.sink.attributes(&[]);
+                let reason = format!("taken without its extended attributes: {error}");
+                self.summary.problem(path, reason);
+            }
+        }
     }
 
     fn file(&mut self, path: &[u8], id: NodeId, node: &Node) -> Result<Taken, TakeError> {

@@ -357,6 +357,49 @@ fn tar_reads_each_kind_of_archive_back_to_the_same_files() {
 }
 
 #[test]
+fn attributes_are_in_the_archive_as_tar_and_python_read_them() {
+    let scene = Scene::new();
+    scene.image();
+    let image = scene.path("image");
+    let list = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x05\0\xe8\x03\0\0\x04\0\x04\0\xff\xff\xff\xff\
+        \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+    let value = scene.path("value");
+    for (name, bytes) in [
+        ("user.comment", &b"two\nlines=\0"[..]),
+        ("system.posix_acl_access", list),
+    ] {
+        fs::write(&value, bytes).unwrap();
+        let command = format!("ea_set -f {} /etc/hostname {name}", value.display());
+        tool("debugfs", &["-w", "-R", &command, image.to_str().unwrap()]);
+    }
+    let id = scene.publish("20260101-000000-aaaa", &Image(fs::read(&image).unwrap()));
+    let archive = scene.path("a.tar");
+    let summary = scene.take_all(&id, &into_archive(archive.clone()));
+    assert_eq!(summary.failed, 0, "{summary:?}");
+    let script = "import sys, tarfile\n\
+        t = tarfile.open(sys.argv[1])\n\
+        h = t.getmember('etc/hostname').pax_headers\n\
+        print(repr(h['SCHILY.xattr.user.comment']), h['SCHILY.acl.access'])\n\
+        print([k for k in t.getmember('etc/large').pax_headers if 'SCHILY' in k])\n";
+    let said = tool("python3", &["-c", script, archive.to_str().unwrap()]);
+    assert_eq!(
+        said,
+        "'two\\nlines=\\x00' user::rw-,user:1000:r-x,group::r--,mask::rwx,other::---\n[]\n"
+    );
+    // GNU tar names what it would restore.
+    let words = [
+        "--xattrs",
+        "--acls",
+        "--numeric-owner",
+        "-tvvf",
+        archive.to_str().unwrap(),
+    ];
+    let said = tool("tar", &words);
+    assert!(said.contains("x: 11 user.comment"), "{said}");
+    assert!(said.contains("user:1000:r-x"), "{said}");
+}
+
+#[test]
 fn python_reads_the_zip_back() {
     let scene = Scene::new();
     let id = scene.capture("20260101-000000-aaaa");

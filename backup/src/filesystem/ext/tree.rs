@@ -6,8 +6,9 @@
 //! Invariant: what the journal holds and the file system does not have yet is read from the journal
 //! ([`journal`]), so that a machine that was switched off shows the files that it would have after its next
 //! mount. Every checksum that the features promise for inodes, extent blocks and folders is verified.
-//! What is *not* here: extended attributes, deleted files.
+//! What is *not* here: deleted files.
 
+mod attributes;
 mod blocks;
 mod directory;
 mod inode;
@@ -17,7 +18,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::superblock::{Checksums, Superblock};
-use crate::filesystem::tree::{Entry, FileTree, Node, NodeId, NodeKind, TreeError};
+use crate::filesystem::tree::{Attribute, Entry, FileTree, Node, NodeId, NodeKind, TreeError};
 use crate::filesystem::{Doubt, ReadAt};
 use crate::little_endian::{le16, le32};
 use inode::Inode;
@@ -229,6 +230,10 @@ impl FileTree for ExtTree {
             links: inode.links.max(1),
             sealed: inode.sealed(),
         })
+    }
+
+    fn attributes(&self, id: NodeId) -> Result<Vec<Attribute>, TreeError> {
+        self.reader.attributes(&*self.inode(id)?)
     }
 
     fn entries(

@@ -19,7 +19,7 @@ const BLOCK_AT: usize = 40;
 pub(super) const BLOCK_LEN: usize = 60;
 const OLD_LEN: usize = 128;
 /// Magic number of the extended attributes behind an inode.
-const ATTRIBUTES_MAGIC: u32 = 0xea02_0000;
+pub(super) const ATTRIBUTES_MAGIC: u32 = 0xea02_0000;
 
 /// An inode whose checksum was verified.
 pub(super) struct Inode {
@@ -155,6 +155,23 @@ impl Inode {
         )
     }
 
+    /// The list of attributes behind the inode, without its magic number.
+    pub(super) fn attribute_area(&self) -> Option<&[u8]> {
+        let area = self.bytes.get(OLD_LEN + extra_len(&self.bytes)..)?;
+        let (magic, area) = area.split_first_chunk::<4>()?;
+        (u32::from_le_bytes(*magic) == ATTRIBUTES_MAGIC).then_some(area)
+    }
+
+    /// The block with more of them, or 0; its number has 48 bits on a volume whose numbers are `wide`.
+    pub(super) fn attribute_block(&self, wide: bool) -> u64 {
+        let high = if wide {
+            u64::from(le16(&self.bytes, 118))
+        } else {
+            0
+        };
+        u64::from(le32(&self.bytes, 104)) | high << 32
+    }
+
     /// The rest of a content that is kept in the inode: the attribute `system.data`.
     pub(super) fn inline_rest(&self) -> Result<&[u8], TreeError> {
         let broken = || {
@@ -163,13 +180,9 @@ impl Inode {
                 self.number
             ))
         };
-        let Some(area) = self.bytes.get(OLD_LEN + extra_len(&self.bytes)..) else {
+        let Some(area) = self.attribute_area() else {
             return Ok(&[]);
         };
-        if area.len() < 4 || le32(area, 0) != ATTRIBUTES_MAGIC {
-            return Ok(&[]);
-        }
-        let area = &area[4..];
         let mut at = 0;
         // Each round moves on by at least 16 bytes.
         while let Some(entry) = area.get(at..at + 16) {
