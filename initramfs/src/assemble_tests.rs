@@ -56,6 +56,8 @@ fn inputs(root: &Path) -> Inputs {
         "Pre-Depends: libc6 (>= 2.34)\nDepends: logsave\n",
         &tools,
     );
+    let cryptsetup = [("sbin/cryptsetup", program())];
+    package(&debs, "cryptsetup-bin", "Depends: libc6\n", &cryptsetup);
     let library = fake_elf(None, &[], &[]);
     let libc = [
         ("lib/x86_64-linux-gnu/libc.so.6", library.clone()),
