@@ -3,8 +3,9 @@
 
 mod images;
 
+use backup::ByteRange;
 use backup::chunk::Cutting;
-use backup::filesystem::{Doubt, survey_volume};
+use backup::filesystem::{Doubt, encryption, survey_volume};
 use backup::layout::LayoutRegion;
 use backup::manifest::{Coverage, FileSystemKind, RegionKind};
 use backup::plan::capture::plan_region;
@@ -68,6 +69,28 @@ fn what_cryptsetup_formats_is_named_with_version_and_cipher() {
         assert_eq!(plan.cutting, Cutting::Grid);
         assert_eq!(plan.read_bytes(), SIZE);
     }
+}
+
+#[test]
+fn the_places_of_old_headers_are_saved_once_and_within_the_volume() {
+    let range = ByteRange::between;
+    let used = [
+        range(4096, 20_000),
+        range(0x8000, 0x9000),
+        range(5 << 20, 6 << 20),
+    ];
+    let all = encryption::with_header_places(&used, 8 << 20);
+    assert_eq!(all[0], range(0, 20_480), "joined with what is used");
+    for at in [
+        0, 0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000,
+    ] {
+        let place = range(at, at + 4096);
+        assert!(all.iter().any(|one| one.contains(place)), "{at:#x}");
+    }
+    assert!(all.iter().any(|one| one.contains(used[2])));
+    assert!(all.windows(2).all(|pair| pair[0].end() < pair[1].start()));
+    let small = encryption::with_header_places(&[], 0x4000 + 512);
+    assert_eq!(small, [range(0, 4096), range(0x4000, 0x4200)]);
 }
 
 proptest! {

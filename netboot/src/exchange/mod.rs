@@ -3,7 +3,7 @@
 //! An import plans, cuts and names chunks by the same code as a capture (`backup::plan`, `backup::chunk`) and
 //! gives them to the store by the same operations; only the disk is a file. Formats other than raw are read
 //! and written by QEMU's `qemu-nbd`, over a socket, so that no second copy of a disk is ever made
-//! (`docs/decisions/0017-exchange.md`).
+//! (`docs/decisions/0018-exchange.md`).
 //!
 //! Invariant: a source is opened read only, and no file that it merely names is read; a target appears under
 //! its name only when it is whole and flushed, and what is there already is replaced only when that was asked
