@@ -39,10 +39,18 @@ pub(crate) struct ImportArgs {
     /// the image, or the name of the file]
     #[arg(long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// What the restore point is for: backup of a machine, or factory image
-    #[arg(long, value_enum, value_name = "KIND", default_value = "backup")]
+    /// What the restore point is for: `backup` of a machine, or a `factory`
+    /// image to reset machines to
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KIND",
+        default_value = "backup",
+        hide_possible_values = true
+    )]
     pub(crate) kind: PointKind,
-    /// What the file is, when its first bytes do not tell
+    /// What the file is, when its first bytes do not tell: raw, qcow2, vhd,
+    /// vhdx or vmdk
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) format: Option<ImageFormat>,
     /// Sector size of the disk: 512 or 4096
@@ -83,9 +91,9 @@ pub(crate) struct ExportArgs {
     pub(crate) restore_point: String,
     /// Where to: a file, or a folder for parts and for several disks
     pub(crate) file: PathBuf,
-    /// What is written: a raw image with holes, qcow2 (needs qemu-utils), or
-    /// parts of a raw image for FAT32 [default: qcow2 when the file is called
-    /// so, else raw]
+    /// What is written: `raw`, an image with holes; `qcow2`, which needs
+    /// qemu-utils; `parts` of a raw image, for FAT32 [default: qcow2 when the
+    /// file is called so, else raw]
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) format: Option<Format>,
     /// Only this disk, by its number in the restore point
