@@ -113,20 +113,20 @@ mod tests {
 
     #[test]
     fn a_plan_without_room_is_made_again_and_one_of_a_changed_region_is_refused() {
-        let plan = survey_region(&Zeros, layout(), 512);
+        let plan = survey_region(&Zeros, layout().into(), 512);
         let mut left = 0;
-        let mut kept = KeptPlan::new(layout(), plan.clone(), &mut left);
+        let mut kept = KeptPlan::new(layout().into(), plan.clone(), &mut left);
         assert!(kept.plan.is_none());
         assert_eq!(kept.take(&Zeros, 512), Ok(plan.clone()));
 
         left = plan.memory();
-        let mut kept = KeptPlan::new(layout(), plan.clone(), &mut left);
+        let mut kept = KeptPlan::new(layout().into(), plan.clone(), &mut left);
         assert!(left == 0 && kept.plan.is_some());
         assert_eq!(kept.take(&Zeros, 512), Ok(plan.clone()));
 
         let mut other = plan;
         other.ranges = vec![ByteRange::between(0, 4096)];
-        let mut kept = KeptPlan::new(layout(), other, &mut 0);
+        let mut kept = KeptPlan::new(layout().into(), other, &mut 0);
         let changed = kept.take(&Zeros, 512).unwrap_err();
         assert_eq!((changed.expected, changed.found), (4096, 1 << 20));
     }

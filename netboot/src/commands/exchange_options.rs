@@ -40,8 +40,15 @@ pub(crate) struct ImportArgs {
     /// the image, or the name of the file]
     #[arg(long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// What the restore point is for: backup of a machine, or factory image
-    #[arg(long, value_enum, value_name = "KIND", default_value = "backup")]
+    /// What the restore point is for: `backup` of a machine, or a `factory`
+    /// image to reset machines to
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KIND",
+        default_value = "backup",
+        hide_possible_values = true
+    )]
     pub(crate) kind: PointKind,
     /// What a factory image is called: a letter, then letters, digits, dots,
     /// dashes and underscores; it can stand wherever an id can
@@ -50,7 +57,8 @@ pub(crate) struct ImportArgs {
     /// What a factory image is, in a few words
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
-    /// What the file is, when its first bytes do not tell
+    /// What the file is, when its first bytes do not tell: raw, qcow2, vhd,
+    /// vhdx or vmdk
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) format: Option<ImageFormat>,
     /// Sector size of the disk: 512 or 4096
@@ -91,9 +99,9 @@ pub(crate) struct ExportArgs {
     pub(crate) restore_point: String,
     /// Where to: a file, or a folder for parts and for several disks
     pub(crate) file: PathBuf,
-    /// What is written: a raw image with holes, qcow2 (needs qemu-utils), or
-    /// parts of a raw image for FAT32 [default: qcow2 when the file is called
-    /// so, else raw]
+    /// What is written: `raw`, an image with holes; `qcow2`, which needs
+    /// qemu-utils; `parts` of a raw image, for FAT32 [default: qcow2 when the
+    /// file is called so, else raw]
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) format: Option<Format>,
     /// Only this disk, by its number in the restore point
