@@ -176,7 +176,7 @@ const STORIES: &[Scenario] = &[
     Scenario {
         name: "real-network-dhcp-clients",
         about: "dhclient, dhcpcd and udhcpc lease, renew, remember, return; addresses in use are noticed",
-        long: false,
+        long: true,
         play: dhcp_clients::play,
     },
     Scenario {
