@@ -15,7 +15,7 @@
 //! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
 //!    `commit`: there the first sector is kept back in step 3 and written here.
 //!
-//! What is *not* here: making file systems smaller, other sector sizes; who grows ([`super::placement`]).
+//! What is *not* here: making file systems smaller, other sector sizes; who grows (`placement`).
 
 use crate::ByteRange;
 use crate::filesystem::heads;

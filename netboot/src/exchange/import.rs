@@ -2,7 +2,7 @@
 //!
 //! What is saved, how it is cut and what it is called is decided by the code that captures use
 //! (`backup::plan`, `backup::chunk`, `backup::system`). One thread reads in disk order, workers cut, digest,
-//! compress and send ([`send`]).
+//! compress and send ([`mod@send`]).
 //!
 //! Invariant: the image is opened read only; the manifest is the last thing sent, and only after the image was
 //! found to be as it was when it was opened.
