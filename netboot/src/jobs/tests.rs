@@ -1,3 +1,4 @@
+use backup::manifest::RestorePointId;
 use backup::plan::Choices;
 
 use super::*;
