@@ -397,12 +397,17 @@ fn a_windows_disk_with_an_mbr_comes_out_with_its_files() {
             &bench.text("disk.vhdx"),
         ],
     );
-    let (point, _) = bench.import("disk.vhdx", &["--machine", "pc 7", "--kind", "factory"]);
+    let label = ["--kind", "factory", "--name", "Windows-7"];
+    let (point, _) = bench.import("disk.vhdx", &[&["--machine", "pc 7"][..], &label].concat());
     assert_eq!(
         (point.machine_name.as_str(), point.kind.as_str()),
         ("pc 7", "factory")
     );
-    bench.says(&["export", "latest", "out.raw", "--machine", "pc 7"]);
+    // An image is nobody's latest backup; it has a name.
+    bench.refuses(&["export", "latest", "out.raw", "--machine", "pc 7"]);
+    bench.refuses(&["import", "disk.raw", "--name", "Windows"]);
+    bench.refuses(&[&["import", "disk.raw"][..], &label].concat());
+    bench.says(&["export", "Windows-7", "out.raw"]);
     let left_out = blocks_left_out(&bench.path("disk.raw"), &bench.path("out.raw"));
     assert!(left_out > 10_000, "{left_out}");
     cut(&bench.path("out.raw"), &bench.path("ntfs"), MIB, 16 * MIB);
