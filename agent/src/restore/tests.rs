@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use backup::hardware::FirmwareKind;
-use backup::plan::Choices;
+use backup::plan::{Choices, ExtraSpace};
 
 use super::restore;
 use crate::capture::capture;
@@ -406,6 +406,109 @@ fn uefi_entries_are_captured_and_come_back_once_however_often_it_is_restored() {
         ("BootOrder".to_owned(), vec![2, 0, 0, 0]),
     ];
     assert_eq!(*values.lock().unwrap(), expected.into());
+}
+
+/// Start and length of each partition in bytes, as sfdisk reads the table.
+fn partitions(image: &Path) -> Vec<(u64, u64)> {
+    let dump = run("sfdisk", &["-d", image.to_str().unwrap()]);
+    let number = |line: &str, key: &str| -> Option<u64> {
+        let text = line.split(key).nth(1)?.trim_start().split(',').next()?;
+        text.trim().parse().ok()
+    };
+    dump.lines()
+        .filter_map(|line| Some((number(line, "start=")? * 512, number(line, "size=")? * 512)))
+        .collect()
+}
+
+#[test]
+fn partitions_that_grow_and_move_come_back_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, len) = (folder.path().join("source"), 72 * MIB);
+    fs::write(&source, vec![0; len as usize]).unwrap();
+    let file = File::options().write(true).open(&source).unwrap();
+    let script = "label: gpt\\nstart=2048, size=32768\\nstart=36864, size=32768\\nstart=71680, size=40960\\n";
+    let path = source.to_str().unwrap();
+    run(
+        "sh",
+        &["-c", &format!("printf '{script}' | sfdisk -q {path}")],
+    );
+    let places = partitions(&source);
+    assert_eq!(places.len(), 3);
+    // What is between the first two is nobody's, and saved all the same.
+    let between = places[0].0 + places[0].1;
+    file.write_all_at(&noise(11, MIB as usize), between)
+        .unwrap();
+    let volume = folder.path().join("volume");
+    for (number, (start, len)) in places.iter().enumerate() {
+        fs::write(&volume, vec![0; *len as usize]).unwrap();
+        let name = volume.to_str().unwrap();
+        if number == 1 {
+            run("mkntfs", &["-q", "-F", name]);
+            let content = folder.path().join("content");
+            fs::write(&content, noise(12, 3_000_000)).unwrap();
+            run(
+                "ntfscp",
+                &["-q", name, content.to_str().unwrap(), "content"],
+            );
+        } else {
+            let tree = folder.path().join(format!("tree{number}"));
+            fs::create_dir(&tree).unwrap();
+            for file in 0..9u64 {
+                let bytes = noise(100 * number as u64 + file, 300_000);
+                fs::write(tree.join(file.to_string()), bytes).unwrap();
+            }
+            run(
+                "mke2fs",
+                &["-q", "-t", "ext4", "-d", tree.to_str().unwrap(), name],
+            );
+        }
+        file.write_all_at(&fs::read(&volume).unwrap(), *start)
+            .unwrap();
+    }
+    let mut bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", len)]);
+    capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
+
+    let target = make_target(folder.path(), "target", 2 * len);
+    bench.inventory.disks = vec![disk("target", 2 * len)];
+    let choices = Choices {
+        extra_space: ExtraSpace::Proportional,
+        ..Choices::default()
+    };
+    let summary = restore(&bench.engine(), &point("rp-1"), &choices).unwrap();
+    assert!(
+        summary
+            .iter()
+            .any(|line| line.contains("Windows checks partition 2")),
+        "{summary:?}"
+    );
+    let verified = run("sgdisk", &["-v", target.to_str().unwrap()]);
+    assert!(verified.contains("No problems found"), "{verified}");
+    let now = partitions(&target);
+    assert!(now[1].0 > places[1].0 && now[2].0 > now[1].0, "{now:?}");
+    for (number, ((start, len), (_, before))) in now.iter().zip(&places).enumerate() {
+        assert!(len > before, "partition {number} grew: {now:?}");
+        fs::write(&volume, part(&target, *start, *len)).unwrap();
+        let name = volume.to_str().unwrap();
+        if number == 1 {
+            run("ntfsfix", &["-n", name]);
+            let info = run("ntfsresize", &["--info", "--force", name]);
+            assert!(info.contains("Current volume size"), "{info}");
+            let out = folder.path().join("out");
+            let get = format!("ntfscat -f -q {name} content > {}", out.display());
+            run("sh", &["-c", &get]);
+            assert!(fs::read(out).unwrap() == noise(12, 3_000_000));
+        } else {
+            run("e2fsck", &["-f", "-n", name]);
+            let found = files_of(&volume, &folder.path().join(format!("found{number}")));
+            let expected = (0..9u64).map(|file| {
+                let bytes = noise(100 * number as u64 + file, 300_000);
+                (file.to_string(), bytes)
+            });
+            assert!(found == expected.collect::<Vec<_>>(), "partition {number}");
+        }
+    }
+    let moved = now[1].0 - (places[1].0 - between);
+    assert!(part(&target, moved, MIB) == noise(11, MIB as usize));
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Room<'_> {
         }
         match policy {
             ExtraSpace::None => {
-                self.note_unused(end, "it was asked for", notes);
+                self.note_unused(last, "as it was asked for", notes);
                 Placement::default()
             }
             ExtraSpace::Proportional if matches!(self.image.table, PartitionTable::Gpt(_)) => {
@@ -103,7 +103,7 @@ impl Room<'_> {
             return Placement::default();
         }
         let Some(most) = self.most(number) else {
-            self.note_unused(from.end(), &self.why_not_growing(number), notes);
+            self.note_unused(last, &self.why_not_growing(number), notes);
             return Placement::default();
         };
         let mut placement = Placement::default();
@@ -124,11 +124,18 @@ impl Room<'_> {
             .iter()
             .filter_map(|partition| Some((partition.number, self.most(partition.number)?)))
             .collect();
-        let end = ordered.last().map_or(0, |last| last.range(sector).end());
+        let Some(last) = ordered.last() else {
+            return Placement::default();
+        };
         if takers.is_empty() {
-            self.note_unused(end, "no file system on it can be made larger", notes);
+            self.note_unused(
+                last,
+                "no file system on this disk can be made larger",
+                notes,
+            );
             return Placement::default();
         }
+        let end = last.range(sector).end();
         let takes = |number: u32| takers.iter().find(|(taker, _)| *taker == number);
         let weight: u64 = ordered
             .iter()
@@ -205,12 +212,14 @@ impl Room<'_> {
         Some(u64::from(u32::MAX) * u64::from(volume.block_size))
     }
 
-    fn note_unused(&self, end: u64, why: &str, notes: &mut Vec<String>) {
+    fn note_unused(&self, last: &TablePartition, why: &str, notes: &mut Vec<String>) {
+        let end = last.range(self.image.logical_sector).end();
         let unused = self.usable_end.saturating_sub(end);
         if unused >= MIB {
             notes.push(format!(
-                "{} behind the last partition of {} stay unused: {why}.",
+                "{} behind partition {} of {} stay unused: {why}.",
                 HumanBytes(unused),
+                last.number,
                 self.target.name
             ));
         }

@@ -127,7 +127,7 @@ impl Recovery {
         }
         let (chunks, bytes) = store.chunks.size();
         log::info!(
-            "store: {} restore points, {chunks} chunks in {}",
+            "store: restore points: {}, chunks: {chunks} in {}",
             store.restore_points.list().len(),
             backup::units::HumanBytes(bytes)
         );
