@@ -124,7 +124,8 @@ pub fn partitions_of(table: &PartitionTable) -> Result<Vec<TablePartition>, Tabl
                 last_lba: partition.last_lba,
                 guid: Some(partition.unique_guid),
                 esp: partition.type_guid == gpt::ESP_TYPE,
-                fixed: partition.type_guid == gpt::BIOS_BOOT_TYPE,
+                // Boot entries of UEFI firmware name their partition by its first sector, too.
+                fixed: [gpt::BIOS_BOOT_TYPE, gpt::ESP_TYPE].contains(&partition.type_guid),
             })
             .collect(),
         PartitionTable::Mbr(table) => table

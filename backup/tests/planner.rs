@@ -868,36 +868,41 @@ fn a_backup_of_the_other_firmware_is_restored_when_someone_insists() {
 }
 
 #[test]
-fn a_partition_that_is_found_by_its_sector_does_not_move() {
-    let mut source = debian();
-    // It would grow, and what is behind it move.
-    source.parts[0].file_system = Some(FileSystemKind::Ext4);
-    source.parts[0].whole = false;
-    let size = source.size();
-    let mut image = source.image(0);
-    let PartitionTable::Gpt(table) = &mut image.table else {
-        panic!("no GPT");
-    };
-    // The second partition becomes a BIOS boot partition.
-    let kind = backup::gpt::BIOS_BOOT_TYPE.to_bytes_le();
-    table.entries.0[128..144].copy_from_slice(&kind);
-    let crc = crc32fast::hash(&table.entries.0);
-    table.header.0[88..92].copy_from_slice(&crc.to_le_bytes());
-    table.header.0[16..20].fill(0);
-    let crc = crc32fast::hash(&table.header.0[..92]);
-    table.header.0[16..20].copy_from_slice(&crc.to_le_bytes());
-    let choices = Choices {
-        extra_space: ExtraSpace::Proportional,
-        ..Choices::default()
-    };
-    let target = machine(vec![disk("sda", size + 100 * MIB, source.sector)]);
-    let plan = plan_restore(&manifest(vec![image.clone()]), &target, &choices).unwrap();
-    for (copy, region) in plan.disks[0].copies.iter().zip(&image.regions) {
-        if region.kind == (RegionKind::Partition { number: 2 }) {
-            assert_eq!(copy.destination, region.range);
+fn partitions_that_are_found_by_their_sectors_do_not_move() {
+    for kind in [backup::gpt::BIOS_BOOT_TYPE, backup::gpt::ESP_TYPE] {
+        let mut source = debian();
+        // It would grow, and what is behind it move.
+        source.parts[0].file_system = Some(FileSystemKind::Ext4);
+        source.parts[0].whole = false;
+        let size = source.size();
+        let mut image = source.image(0);
+        let PartitionTable::Gpt(table) = &mut image.table else {
+            panic!("no GPT");
+        };
+        table.entries.0[128..144].copy_from_slice(&kind.to_bytes_le());
+        let crc = crc32fast::hash(&table.entries.0);
+        table.header.0[88..92].copy_from_slice(&crc.to_le_bytes());
+        table.header.0[16..20].fill(0);
+        let crc = crc32fast::hash(&table.header.0[..92]);
+        table.header.0[16..20].copy_from_slice(&crc.to_le_bytes());
+        let choices = Choices {
+            extra_space: ExtraSpace::Proportional,
+            ..Choices::default()
+        };
+        let target = machine(vec![disk("sda", size + 100 * MIB, source.sector)]);
+        let plan = plan_restore(&manifest(vec![image.clone()]), &target, &choices).unwrap();
+        for (copy, region) in plan.disks[0].copies.iter().zip(&image.regions) {
+            if region.kind == (RegionKind::Partition { number: 2 }) {
+                assert_eq!(copy.destination, region.range);
+            }
         }
+        let grown: Vec<_> = plan.disks[0]
+            .grow
+            .iter()
+            .map(|grow| grow.partition)
+            .collect();
+        assert_eq!(grown, [3]);
     }
-    assert!(plan.disks[0].grow.iter().all(|grow| grow.partition != 1));
 }
 
 #[test]
