@@ -663,7 +663,7 @@ async fn chunk_list(
         smol::unblock(move || recovery.store.restore_points.chunk_list(&id, &digest)).await?;
     let reader = reader.ok_or_else(|| Refusal::not_found(missing))?;
     let permit = shared.answers.acquire_arc().await;
-    Ok(streamed(reader.len(), reader, permit))
+    Ok(streamed(Some(reader.len()), reader, permit))
 }
 
 async fn fetch(State(shared): Shared, body: Body) -> Result<Response, Refusal> {
@@ -675,9 +675,9 @@ async fn fetch(State(shared): Shared, body: Body) -> Result<Response, Refusal> {
     Ok(streamed(reader.total_bytes(), reader, permit))
 }
 
-/// An answer of `len` bytes, counted by `permit` until it is given or the client is gone. One batch
-/// is read ahead of what is being sent: at most two are in memory.
-fn streamed(len: u64, source: impl Batches, permit: SemaphoreGuardArc) -> Response {
+/// An answer of `len` bytes, in chunks if that is not known, counted by `permit` until it is given or the
+/// client is gone. One batch is read ahead of what is being sent: at most two are in memory.
+fn streamed(len: Option<u64>, source: impl Batches, permit: SemaphoreGuardArc) -> Response {
     type Read<B> = (B, Result<Option<Vec<u8>>, StoreError>);
     fn read<B: Batches>(mut source: B) -> smol::Task<Read<B>> {
         smol::unblock(move || {
@@ -693,16 +693,18 @@ fn streamed(len: u64, source: impl Batches, permit: SemaphoreGuardArc) -> Respon
                 Some((Ok(Bytes::from(batch)), Some((read(source), permit))))
             }
             (_, Ok(None)) => None,
-            // The answer's length was announced: the client sees that it is cut short.
+            // Whether its length was announced or it comes in chunks: the client sees that it is cut short.
             (_, Err(error)) => {
                 log::error!("{}", crate::store::chain(&error));
                 Some((Err(error), None))
             }
         }
     });
-    let headers = [
-        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-        (header::CONTENT_LENGTH, len.to_string()),
-    ];
-    (headers, Body::from_stream(batches)).into_response()
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    let mut answer = (kind, Body::from_stream(batches)).into_response();
+    if let Some(len) = len {
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_LENGTH, len.into());
+    }
+    answer
 }

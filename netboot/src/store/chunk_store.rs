@@ -14,10 +14,12 @@ use backup::manifest::RestorePointId;
 
 use super::claims::Claims;
 use super::damage::DamagedRecord;
+use super::difference::Maker;
 use super::index::ChunkIndex;
-use super::pack::{Entry, PACK_HEADER_LEN, PackId, PackIndex, pack_header, record_len};
+use super::pack::{Entry, PACK_HEADER_LEN, PackId, PackIndex, pack_header};
 use super::reader::RecordReader;
-use super::record::{Checker, record_at};
+use super::record::{Checker, PackHeader, Stored, pack_record_at, record_at};
+use super::resemblance::Features;
 use super::storage::{self, OpenFile, SharedStorage};
 use super::{StoreError, damage, opening};
 
@@ -37,7 +39,7 @@ pub(crate) struct Location {
     pub(super) pack: PackId,
     pub(super) offset: u32,
     pub(super) plain_len: u32,
-    pub(super) stored_len: u32,
+    pub(super) stored: Stored,
 }
 
 impl Location {
@@ -46,13 +48,27 @@ impl Location {
             pack,
             offset: entry.offset,
             plain_len: entry.header.plain_len,
-            stored_len: entry.header.stored_len,
+            stored: entry.header.stored,
         }
+    }
+
+    /// The header of the record of `digest` that lies there.
+    pub(super) const fn header(&self, digest: Digest) -> PackHeader {
+        PackHeader {
+            digest,
+            plain_len: self.plain_len,
+            stored: self.stored,
+        }
+    }
+
+    /// Whether the record is a difference from another chunk.
+    pub(super) const fn is_difference(&self) -> bool {
+        self.stored.is_difference()
     }
 
     /// Bytes of the record, with its header.
     pub(super) const fn record_len(&self) -> usize {
-        RecordHeader::LEN + self.stored_len as usize
+        RecordHeader::LEN + self.stored.len() as usize
     }
 
     /// Whether `other` begins where this record ends.
@@ -74,6 +90,19 @@ pub(crate) struct Added {
     pub(crate) chunks: u64,
     /// Bytes that they take in packs.
     pub(crate) bytes: u64,
+}
+
+/// Names a chunk that the one of this digest, with these features, may be stored as a difference from.
+pub(super) type ChooseBase<'a> = dyn Fn(&Digest, Features) -> Option<Digest> + 'a;
+
+/// A chunk of an upload, decoded and compared.
+struct Arrived<'a> {
+    digest: Digest,
+    /// Its record as it came.
+    whole: &'a [u8],
+    features: Features,
+    /// Its record as a difference.
+    difference: Option<Vec<u8>>,
 }
 
 /// A pack that is being written.
@@ -181,6 +210,13 @@ impl ChunkStore {
         (!index.is_damaged(position)).then_some(location)
     }
 
+    /// The chunk that this one is kept as a difference from, if it is.
+    pub(super) fn base_of(&self, digest: &Digest) -> Option<Digest> {
+        let index = self.read_index();
+        let base = index.base(index.position(digest)?)?;
+        index.at(base).map(|(digest, _)| digest)
+    }
+
     /// The chunks and the bytes of their records.
     pub(crate) fn size(&self) -> (u64, u64) {
         self.read_index().size()
@@ -195,7 +231,9 @@ impl ChunkStore {
         if index.is_damaged(position) {
             return None;
         }
-        claims.claim(capture, position);
+        index
+            .needed(digest)
+            .for_each(|position| claims.claim(capture, position));
         Some(index.at(position)?.1)
     }
 
@@ -212,7 +250,8 @@ impl ChunkStore {
     }
 
     /// Adds the records of one upload. Every one is decoded and compared with its digest before
-    /// the first is written; those that are in the store already are left out.
+    /// the first is written; those that are in the store already are left out. A chunk that is much
+    /// like one in the store is written as its difference from that.
     ///
     /// A chunk that was found damaged is replaced. The chunks are durable when [`Self::seal`] has
     /// returned, and stay until `capture` is over.
@@ -225,36 +264,117 @@ impl ChunkStore {
         capture: &RestorePointId,
         upload: &[u8],
     ) -> Result<Added, StoreError> {
-        let mut checker = Checker::new().map_err(|source| {
-            StoreError::io("cannot prepare to decode chunks for", &self.packs, source)
-        })?;
-        let mut records = Vec::new();
-        let mut at = 0;
-        while at < upload.len() {
-            let (header, frame) = record_at(upload, at)?;
-            checker.check(&header, frame)?;
-            let end = at + RecordHeader::LEN + frame.len();
-            records.push((header, &upload[at..end]));
-            at = end;
-        }
+        self.insert_with(capture, upload, &|_, features| {
+            self.read_index().resembling(features)
+        })
+    }
+
+    /// [`Self::insert`] with bases that `choose` names.
+    pub(super) fn insert_with(
+        &self,
+        capture: &RestorePointId,
+        upload: &[u8],
+        choose: &ChooseBase<'_>,
+    ) -> Result<Added, StoreError> {
+        let arrived = self.check_upload(upload, choose)?;
         let mut added = Added::default();
         let mut writer = self.lock_writer()?;
-        for (header, bytes) in records {
+        for record in &arrived {
             // Asked under the writer's lock: of two captures with the same chunk, one writes it.
-            if self.claim(capture, &header.digest).is_some() {
+            if self.claim(capture, &record.digest).is_some() {
                 continue;
             }
             if added.chunks == 0 {
                 self.check_room()?;
             }
-            let location = self.append(&mut writer, header, bytes)?;
-            let mut claims = self.lock_claims();
-            let position = self.write_index().put(header.digest, location);
-            claims.claim(capture, position.ok_or(StoreError::Broken)?);
+            added.bytes += self.add(&mut writer, capture, record)?;
             added.chunks += 1;
-            added.bytes += bytes.len() as u64;
         }
         Ok(added)
+    }
+
+    /// Decodes and compares all records of an upload, and makes differences of those that have a base.
+    fn check_upload<'a>(
+        &self,
+        upload: &'a [u8],
+        choose: &ChooseBase<'_>,
+    ) -> Result<Vec<Arrived<'a>>, StoreError> {
+        let cannot =
+            |source| StoreError::io("cannot prepare to decode chunks for", &self.packs, source);
+        let mut checker = Checker::new().map_err(cannot)?;
+        let mut maker: Option<Maker> = None;
+        let mut arrived = Vec::new();
+        let mut at = 0;
+        while at < upload.len() {
+            let (header, frame) = record_at(upload, at)?;
+            let plain = checker.decode(&header, frame)?;
+            let features = Features::of(plain);
+            let mut difference = None;
+            // A chunk that is there, damaged, comes back whole: it may be the base of others.
+            if self.find(&header.digest).is_none()
+                && let Some(base) = choose(&header.digest, features)
+            {
+                let maker = match &mut maker {
+                    Some(maker) => maker,
+                    none => none.insert(Maker::new().map_err(cannot)?),
+                };
+                difference = maker.make(&header, plain, &base, &|base| self.read_raw(base));
+            }
+            let end = at + RecordHeader::LEN + frame.len();
+            arrived.push(Arrived {
+                digest: header.digest,
+                whole: &upload[at..end],
+                features,
+                difference,
+            });
+            at = end;
+        }
+        Ok(arrived)
+    }
+
+    /// Writes a chunk and makes it known; bytes that were written.
+    fn add(
+        &self,
+        writer: &mut Writer,
+        capture: &RestorePointId,
+        arrived: &Arrived<'_>,
+    ) -> Result<u64, StoreError> {
+        let is_new = self.find(&arrived.digest).is_none();
+        let mut written = 0;
+        let difference = arrived.difference.as_deref().filter(|_| is_new);
+        for bytes in difference.into_iter().chain([arrived.whole]) {
+            let record = pack_record_at(bytes, 0)?;
+            // The base stays from here on, unless a collection has just taken it.
+            if record
+                .base
+                .is_some_and(|base| !self.claim_base(capture, &base))
+            {
+                continue;
+            }
+            let location = self.append(writer, bytes, arrived.features)?;
+            written += bytes.len() as u64;
+            let mut claims = self.lock_claims();
+            let mut index = self.write_index();
+            let base = record.base.map(|base| index.position(&base).ok_or(()));
+            let Ok(base) = base.transpose() else {
+                // The capture was over, and its claims with it: the record is garbage.
+                continue;
+            };
+            if let Some(position) = index.put(arrived.digest, location, base) {
+                index.learn_features(position, arrived.features);
+                index
+                    .needed(&arrived.digest)
+                    .for_each(|position| claims.claim(capture, position));
+                return Ok(written);
+            }
+        }
+        Err(StoreError::Broken)
+    }
+
+    /// Whether a chunk can be the base of a difference; then it stays until the capture is over.
+    fn claim_base(&self, capture: &RestorePointId, base: &Digest) -> bool {
+        self.claim(capture, base)
+            .is_some_and(|location| !location.is_difference())
     }
 
     fn check_room(&self) -> Result<(), StoreError> {
@@ -275,16 +395,21 @@ impl ChunkStore {
     /// is being written; false when it does not lie at `from` any more.
     pub(super) fn rewrite(
         &self,
-        header: RecordHeader,
+        digest: Digest,
         record: &[u8],
         from: Location,
+        features: Features,
     ) -> Result<bool, StoreError> {
         let mut writer = self.lock_writer()?;
-        if self.find(&header.digest) != Some(from) {
+        if self.find(&digest) != Some(from) {
             return Ok(false);
         }
-        let location = self.append(&mut writer, header, record)?;
-        self.write_index().put(header.digest, location);
+        let base = pack_record_at(record, 0)?.base;
+        let location = self.append(&mut writer, record, features)?;
+        let mut index = self.write_index();
+        let base = base.and_then(|base| index.position(&base));
+        let position = index.put(digest, location, base);
+        index.learn_features(position.ok_or(StoreError::Broken)?, features);
         Ok(true)
     }
 
@@ -316,13 +441,14 @@ impl ChunkStore {
     fn append(
         &self,
         writer: &mut Writer,
-        header: RecordHeader,
         bytes: &[u8],
+        features: Features,
     ) -> Result<Location, StoreError> {
+        let record = pack_record_at(bytes, 0)?;
         let fits = writer
             .active
             .as_ref()
-            .is_some_and(|active| active.len + record_len(&header) <= self.limit);
+            .is_some_and(|active| active.len + bytes.len() as u64 <= self.limit);
         if !fits {
             self.seal_active(writer)?;
             writer.active = Some(self.begin_pack(writer.next)?);
@@ -337,7 +463,16 @@ impl ChunkStore {
             .write_all_at(bytes, active.len)
             .map_err(|source| StoreError::io("cannot write to the pack", &path(), source))?;
         let offset = u32::try_from(active.len).map_err(|_| StoreError::Broken)?;
-        let entry = Entry { header, offset };
+        let entry = Entry {
+            header: record.header,
+            offset,
+            base: record.base,
+            features: if record.base.is_none() {
+                features
+            } else {
+                Features::default()
+            },
+        };
         active.len = entry.end();
         active.entries.push(entry);
         Ok(Location::new(active.id, &entry))
@@ -396,11 +531,7 @@ impl ChunkStore {
             .inspect_err(|_| writer.broken = true)?;
         // A failure from here on leaves a durable pack without an index: the next seal, or the
         // next start, tries again.
-        let index = PackIndex {
-            id: active.id,
-            pack_len: active.len,
-            entries: active.entries.clone(),
-        };
+        let index = PackIndex::new(active.id, active.len, active.entries.clone());
         let path = active.id.index_path(&self.packs);
         storage::replace(self.storage.as_ref(), &path, &index.encode())?;
         writer.active = None;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use backup::manifest::RestorePointId;
 use protocol::upkeep::GcRequest;
 
+use super::chunk_store::Added;
 use super::memory_storage::{Fault, MemoryStorage, Survival};
 use super::pack::PackId;
 use super::storage::Storage;
@@ -31,14 +32,78 @@ pub(super) fn noise(numbers: std::ops::Range<u32>) -> Vec<Vec<u8>> {
     numbers.map(chunk).collect()
 }
 
+/// How the chunks of a test are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Each for itself.
+    Whole,
+    /// Two of three as the difference from a third, where that is in the store.
+    AsDifferences,
+}
+
+/// The number of the chunk that chunk `n` is like.
+const fn root_of(n: u32) -> u32 {
+    n - n % 3
+}
+
+impl Kept {
+    pub(super) const BOTH: [Self; 2] = [Self::Whole, Self::AsDifferences];
+
+    pub(super) fn chunks(self, numbers: std::ops::Range<u32>) -> Vec<Vec<u8>> {
+        let like_its_root = |n: u32| {
+            let mut chunk = noise(root_of(n)..root_of(n) + 1).remove(0);
+            let at = (n % 3) as usize;
+            chunk[40 + at] ^= at as u8;
+            chunk
+        };
+        match self {
+            Self::Whole => noise(numbers),
+            Self::AsDifferences => numbers.map(like_its_root).collect(),
+        }
+    }
+
+    /// The base of a chunk below number 100.
+    fn base(self, digest: &Digest) -> Option<Digest> {
+        let root = |n: u32| {
+            let chunk = &self.chunks(n..n + 1)[0];
+            let root = &self.chunks(root_of(n)..root_of(n) + 1)[0];
+            (Digest::of(chunk) == *digest).then(|| Digest::of(root))
+        };
+        if self == Self::Whole {
+            return None;
+        }
+        (0..100).find_map(root)
+    }
+
+    /// Sends chunks in one upload.
+    pub(super) fn insert(
+        self,
+        store: &Store,
+        capture: &RestorePointId,
+        chunks: &[Vec<u8>],
+    ) -> Result<Added, StoreError> {
+        let base = |digest: &Digest, _| self.base(digest);
+        store.chunks.insert_with(capture, &upload(chunks), &base)
+    }
+}
+
+/// How many chunks of a store are kept as differences.
+pub(super) fn differences(store: &Store) -> usize {
+    let index = store.chunks.read_index();
+    (0..index.end())
+        .filter(|position| index.base(*position).is_some())
+        .count()
+}
+
 /// A server's disk.
 pub(super) struct Machine {
     pub(super) storage: MemoryStorage,
+    pub(super) kept: Kept,
 }
 
 impl Machine {
-    pub(super) fn new(storage: MemoryStorage) -> Self {
-        Self { storage }
+    pub(super) fn new(storage: MemoryStorage, kept: Kept) -> Self {
+        Self { storage, kept }
     }
 
     fn root() -> &'static Path {
@@ -89,8 +154,10 @@ impl Machine {
             .filter(|plain| store.chunks.claim(&id(name), &Digest::of(plain)).is_none())
             .cloned()
             .collect();
-        for part in missing.chunks(4) {
-            let added = store.chunks.insert(&id(name), &upload(part));
+        // A base is looked for in what earlier uploads brought.
+        let at_once = if self.kept == Kept::Whole { 4 } else { 1 };
+        for part in missing.chunks(at_once) {
+            let added = self.kept.insert(store, &id(name), part);
             added.map_err(|error| chain(&error))?;
         }
         publish(store, name, chunks)
@@ -144,7 +211,7 @@ fn cut_everywhere(
     work: impl Fn(&Machine, &Store) -> Result<(), String>,
 ) {
     let run = |fault| {
-        let machine = Machine::new(base.storage.copy(fault));
+        let machine = Machine::new(base.storage.copy(fault), base.kept);
         let outcome = machine
             .try_open()
             .map_err(|error| chain(&error))
@@ -163,7 +230,7 @@ fn cut_everywhere(
         );
         for survival in SURVIVALS {
             let case = format!("cut at {at} of {operations}, {survival:?}");
-            let found = Machine::new(machine.storage.after_cut(survival));
+            let found = Machine::new(machine.storage.after_cut(survival), base.kept);
             let store = found.open();
             let report = store.verify(100, &mut |_| {}).unwrap();
             assert!(report.is_sound(), "{case}: {report:?}");
@@ -183,7 +250,7 @@ fn cut_everywhere(
             store
                 .restore_points
                 .discard_staging_except(&Default::default());
-            found.capture(&store, "next", &noise(2..17));
+            found.capture(&store, "next", &base.kept.chunks(2..17));
             let everything = GcRequest {
                 dry_run: false,
                 rewrite_below: 100,
@@ -204,36 +271,45 @@ fn cut_everywhere(
 }
 
 /// A store with two restore points that share chunks, and garbage of a third one.
-fn scene() -> Machine {
-    let machine = Machine::new(MemoryStorage::new());
+fn scene(kept: Kept) -> Machine {
+    let machine = Machine::new(MemoryStorage::new(), kept);
     let store = machine.open();
-    machine.capture(&store, "gone", &noise(0..12));
-    machine.capture(&store, "old", &noise(6..16));
-    machine.capture(&store, "kept", &noise(10..20));
+    machine.capture(&store, "gone", &kept.chunks(0..12));
+    machine.capture(&store, "old", &kept.chunks(7..16));
+    machine.capture(&store, "kept", &kept.chunks(11..20));
     store.restore_points.forget(&id("gone")).unwrap();
+    assert_eq!(differences(&store) > 9, kept == Kept::AsDifferences);
     drop(store);
-    Machine::new(machine.storage.after_cut(Survival::Everything))
+    Machine::new(machine.storage.after_cut(Survival::Everything), kept)
 }
 
 #[test]
 fn a_first_start_and_a_capture_cut_anywhere() {
-    let empty = Machine::new(MemoryStorage::new());
-    cut_everywhere(&empty, (&[], &["new"]), |machine, store| {
-        machine.try_capture(store, "new", &noise(0..14))
-    });
+    for kept in Kept::BOTH {
+        let empty = Machine::new(MemoryStorage::new(), kept);
+        cut_everywhere(&empty, (&[], &["new"]), |machine, store| {
+            machine.try_capture(store, "new", &kept.chunks(0..14))
+        });
+    }
 }
 
 #[test]
 fn a_capture_beside_others_cut_anywhere() {
-    cut_everywhere(&scene(), (&["old", "kept"], &["new"]), |machine, store| {
-        machine.try_capture(store, "new", &noise(8..30))
-    });
+    for kept in Kept::BOTH {
+        let scene = scene(kept);
+        cut_everywhere(&scene, (&["old", "kept"], &["new"]), |machine, store| {
+            machine.try_capture(store, "new", &kept.chunks(8..30))
+        });
+    }
 }
 
 #[test]
 fn a_collection_that_rewrites_cut_anywhere() {
-    let scene = scene();
-    for rewrite_below in [0, 100] {
+    for (kept, rewrite_below) in Kept::BOTH
+        .into_iter()
+        .flat_map(|kept| [(kept, 0), (kept, 100)])
+    {
+        let scene = scene(kept);
         cut_everywhere(&scene, (&["old", "kept"], &[]), |_, store| {
             let request = GcRequest {
                 dry_run: false,
@@ -249,21 +325,23 @@ fn a_collection_that_rewrites_cut_anywhere() {
 
 #[test]
 fn a_removal_and_the_collection_after_it_cut_anywhere() {
-    cut_everywhere(&scene(), (&["kept"], &["old"]), |_, store| {
-        let forgotten = store.restore_points.forget(&id("old"));
-        forgotten.map_err(|error| chain(&error))?;
-        let request = GcRequest {
-            dry_run: false,
-            rewrite_below: 100,
-        };
-        let report = store.collect(&request, &mut |_| {});
-        report.map(drop).map_err(|error| chain(&error))
-    });
+    for kept in Kept::BOTH {
+        cut_everywhere(&scene(kept), (&["kept"], &["old"]), |_, store| {
+            let forgotten = store.restore_points.forget(&id("old"));
+            forgotten.map_err(|error| chain(&error))?;
+            let request = GcRequest {
+                dry_run: false,
+                rewrite_below: 100,
+            };
+            let report = store.collect(&request, &mut |_| {});
+            report.map(drop).map_err(|error| chain(&error))
+        });
+    }
 }
 
 #[test]
 fn a_pin_that_was_told_is_there_after_any_cut() {
-    let scene = scene();
+    let scene = scene(Kept::Whole);
     let pin = |store: &Store, on: bool| {
         let points = &store.restore_points;
         let done = if on {
@@ -278,10 +356,10 @@ fn a_pin_that_was_told_is_there_after_any_cut() {
         pin(store, false)
     });
     for on in [true, false] {
-        let machine = Machine::new(scene.storage.copy(None));
+        let machine = Machine::new(scene.storage.copy(None), scene.kept);
         pin(&machine.open(), true).unwrap();
         pin(&machine.open(), on).unwrap();
-        let found = Machine::new(machine.storage.after_cut(Survival::Nothing));
+        let found = Machine::new(machine.storage.after_cut(Survival::Nothing), scene.kept);
         assert_eq!(found.open().restore_points.is_pinned(&id("kept")), on);
     }
 }

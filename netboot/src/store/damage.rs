@@ -14,13 +14,13 @@
 use std::path::{Path, PathBuf};
 
 use backup::Digest;
-use backup::chunk::RecordHeader;
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::chunk_store::{ChunkStore, Location};
+use super::difference::{Unsound, decode};
 use super::pack::PackId;
-use super::record::{Checker, record_at};
+use super::record::Checker;
 use super::storage::{self, Storage};
 
 /// A record that is not what its chunk's name says.
@@ -70,53 +70,48 @@ pub(super) enum Look {
     Gone,
     /// It is not the chunk, or cannot be read.
     Damaged(String),
-}
-
-/// Reads a record back and compares it with its chunk's digest.
-pub(super) fn look_at(
-    storage: &dyn Storage,
-    packs: &Path,
-    (digest, at): (&Digest, &Location),
-    checker: &mut Checker,
-) -> Look {
-    let path = at.pack.pack_path(packs);
-    let mut bytes = vec![0; at.record_len()];
-    let read = storage
-        .open(&path)
-        .and_then(|file| file.read_exact_at(&mut bytes, u64::from(at.offset)));
-    match read {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Look::Gone,
-        Err(error) => return Look::Damaged(format!("cannot be read: {error}")),
-    }
-    match check(&bytes, digest, at, checker) {
-        Ok(()) => Look::Sound,
-        Err(reason) => Look::Damaged(reason),
-    }
-}
-
-/// Compares the bytes of a record with what the index says of it.
-pub(super) fn check(
-    record: &[u8],
-    digest: &Digest,
-    at: &Location,
-    checker: &mut Checker,
-) -> Result<(), String> {
-    let (header, frame) = record_at(record, 0).map_err(|error| error.to_string())?;
-    let expected = RecordHeader {
-        digest: *digest,
-        plain_len: at.plain_len,
-        stored_len: at.stored_len,
-    };
-    if header != expected {
-        return Err("its record's header differs from the index".to_owned());
-    }
-    checker
-        .check(&header, frame)
-        .map_err(|error| error.to_string())
+    /// It is a difference, and the record of its base is not what it should be.
+    BaseDamaged(Digest, Location, String),
 }
 
 impl ChunkStore {
+    /// Reads a record back and compares it with its chunk's digest.
+    pub(super) fn look_at(&self, digest: &Digest, at: &Location, checker: &mut Checker) -> Look {
+        let path = at.pack.pack_path(self.directory());
+        let mut bytes = vec![0; at.record_len()];
+        let read = self
+            .storage
+            .open(&path)
+            .and_then(|file| file.read_exact_at(&mut bytes, u64::from(at.offset)));
+        match read {
+            Ok(()) => self.check_record(&bytes, digest, at, checker),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Look::Gone,
+            Err(error) => Look::Damaged(format!("cannot be read: {error}")),
+        }
+    }
+
+    /// Compares the bytes of a record with what the index says of it and with its chunk's digest.
+    pub(super) fn check_record(
+        &self,
+        record: &[u8],
+        digest: &Digest,
+        at: &Location,
+        checker: &mut Checker,
+    ) -> Look {
+        match decode(record, (digest, at), checker, &|base| self.read_raw(base)) {
+            Ok(_) => Look::Sound,
+            Err(Unsound::Record(reason)) => Look::Damaged(reason),
+            // Replaced by a whole record, and its base collected, since it was looked up.
+            Err(Unsound::Base { .. }) if self.find(digest) != Some(*at) => Look::Gone,
+            Err(Unsound::Base {
+                digest,
+                at: Some(at),
+                reason,
+            }) => Look::BaseDamaged(digest, at, reason),
+            Err(error) => Look::Damaged(error.to_string()),
+        }
+    }
+
     /// Takes note of damaged records, each of which is looked at again first; how many are.
     ///
     /// # Errors
@@ -129,13 +124,7 @@ impl ChunkStore {
             let Some(at) = location.filter(|at| record.is_at(at.pack, at.offset)) else {
                 continue;
             };
-            let look = look_at(
-                self.storage.as_ref(),
-                self.directory(),
-                (&record.digest, &at),
-                &mut checker,
-            );
-            if let Look::Damaged(reason) = look {
+            if let Look::Damaged(reason) = self.look_at(&record.digest, &at, &mut checker) {
                 real.push((
                     DamagedRecord {
                         reason,

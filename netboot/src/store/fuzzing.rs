@@ -4,7 +4,7 @@ use backup::Digest;
 use backup::chunk::RecordHeader;
 
 use super::pack::{PackId, PackIndex, check_pack_header};
-use super::record::{Checker, record_at};
+use super::record::{Checker, pack_record_at, record_at};
 
 /// Reads bytes as a record, as the head of a pack and as an index.
 ///
@@ -15,8 +15,16 @@ pub(crate) fn store_files(bytes: &[u8]) {
     let _ = check_pack_header(bytes, id);
     if let Ok((header, frame)) = record_at(bytes, 0) {
         let mut checker = Checker::new().expect("a decoder");
-        if checker.check(&header, frame).is_ok() {
+        if checker.decode(&header, frame).is_ok() {
             assert_eq!(header.encode(), bytes[..RecordHeader::LEN]);
+        }
+    }
+    if let Ok(record) = pack_record_at(bytes, 0) {
+        let mut checker = Checker::new().expect("a decoder");
+        assert_eq!(record.header.encode(), bytes[..RecordHeader::LEN]);
+        assert_eq!(record.base.is_some(), record.header.stored.is_difference());
+        if checker.set_base(&record.header, record.frame).is_ok() {
+            let _ = checker.decode_difference(&record.header, record.frame);
         }
     }
     // With the right checksum, so that what is behind it is reached.
@@ -28,6 +36,10 @@ pub(crate) fn store_files(bytes: &[u8]) {
                 .iter()
                 .all(|entry| entry.end() <= read.pack_len)
         );
-        assert_eq!(PackIndex::decode(&read.encode(), id), Ok(read));
+        let again = PackIndex::decode(&read.encode(), id).expect("what was just encoded");
+        assert_eq!(
+            (again.pack_len, again.entries),
+            (read.pack_len, read.entries)
+        );
     }
 }

@@ -25,10 +25,11 @@ use protocol::upkeep::{GcProgress, GcReport, GcRequest};
 
 use super::bits::Bits;
 use super::chunk_store::{BATCH, Location};
-use super::damage::{self, DamagedRecord};
+use super::damage::{DamagedRecord, Look};
 use super::lists::{self, ListError};
-use super::opening::{self, Repair};
+use super::opening;
 use super::pack::{Entry, PACK_HEADER_LEN, PackId};
+use super::resemblance::Features;
 use super::storage;
 use super::{Store, StoreError, chain};
 
@@ -149,9 +150,8 @@ impl Store {
         for (done, id) in ids.iter().enumerate() {
             on_progress(done as u64, ids.len() as u64);
             let mark = |digest: &Digest| {
-                if let Some(position) = self.chunks.read_index().position(digest) {
-                    marks.set(position);
-                }
+                let index = self.chunks.read_index();
+                index.needed(digest).for_each(|at| marks.set(at));
             };
             match self.each_data_chunk(id, mark) {
                 Ok(()) => {}
@@ -165,10 +165,9 @@ impl Store {
             let directory = points.staging_root.join(&entry.name);
             for list in lists::in_directory(storage, &directory)? {
                 let each = |chunk: Chunk| {
-                    if let Content::Data(digest) = chunk.content
-                        && let Some(position) = self.chunks.read_index().position(&digest)
-                    {
-                        marks.set(position);
+                    if let Content::Data(digest) = chunk.content {
+                        let index = self.chunks.read_index();
+                        index.needed(&digest).for_each(|at| marks.set(at));
                     }
                     Ok::<_, ListError>(())
                 };
@@ -273,8 +272,7 @@ impl Store {
     /// The chunks of a pack that the index finds there.
     fn chunks_in(&self, id: PackId) -> Result<Vec<(Digest, Location)>, StoreError> {
         let storage = self.chunks.storage.as_ref();
-        let mut entries =
-            opening::sealed_entries(storage, self.chunks.directory(), id, Repair::None)?;
+        let mut entries = opening::read_pack(storage, self.chunks.directory(), id)?.entries;
         entries.sort_unstable_by_key(|entry| entry.offset);
         let index = self.chunks.read_index();
         let place = |entry: &Entry| (entry.header.digest, Location::new(id, entry));
@@ -309,24 +307,27 @@ impl Store {
             for write in [false, true] {
                 for (digest, at) in &live {
                     let mut record = vec![0; at.record_len()];
-                    let read = file.read_exact_at(&mut record, u64::from(at.offset));
-                    let sound = read.map_err(|error| format!("cannot be read: {error}"));
-                    let sound =
-                        sound.and_then(|()| damage::check(&record, digest, at, &mut checker));
-                    if let Err(reason) = sound {
+                    let look = match file.read_exact_at(&mut record, u64::from(at.offset)) {
+                        Ok(()) => self.chunks.check_record(&record, digest, at, &mut checker),
+                        Err(error) => Look::Damaged(format!("cannot be read: {error}")),
+                    };
+                    let bad = match look {
+                        Look::Sound => None,
+                        // It lies elsewhere now.
+                        Look::Gone => continue,
+                        Look::Damaged(reason) => Some((*digest, *at, reason)),
+                        Look::BaseDamaged(base, at, reason) => Some((base, at, reason)),
+                    };
+                    if let Some((digest, at, reason)) = bad {
                         damaged.push(DamagedRecord {
-                            digest: *digest,
-                            pack: id.0,
+                            digest,
+                            pack: at.pack.0,
                             offset: at.offset,
                             reason,
                         });
                     } else if write {
-                        let header = RecordHeader {
-                            digest: *digest,
-                            plain_len: at.plain_len,
-                            stored_len: at.stored_len,
-                        };
-                        if self.chunks.rewrite(header, &record, *at)? {
+                        let features = Features::of(checker.decoded(at.plain_len as usize));
+                        if self.chunks.rewrite(*digest, &record, *at, features)? {
                             copied += record.len() as u64;
                         }
                     }
@@ -342,6 +343,7 @@ impl Store {
     /// Removes those of the packs in which nothing is needed any more.
     fn retire(&self, packs: &[&PackUse], marks: &Bits) -> Result<Vec<PackUse>, StoreError> {
         let mut gone = Vec::new();
+        let mut orphans: BTreeMap<PackId, Vec<u32>> = BTreeMap::new();
         for pack in packs {
             let here = self.chunks_in(pack.id)?;
             // Nobody is told "stored" between the look and the removal.
@@ -360,10 +362,21 @@ impl Store {
                 dead.push(position);
             }
             if !needed {
+                // What is not needed may be the base of more that is not needed, in other packs.
+                let mut bases = Bits::default();
+                dead.iter().for_each(|position| bases.set(*position));
+                for position in index.differences_from(&bases) {
+                    if let Some((_, at)) = index.at(position) {
+                        orphans.entry(at.pack).or_default().push(at.offset);
+                    }
+                    index.remove(position);
+                }
                 dead.into_iter().for_each(|position| index.remove(position));
                 gone.push(**pack);
             }
         }
+        orphans.retain(|id, _| !gone.iter().any(|pack| pack.id == *id));
+        self.forget_orphans(&orphans)?;
         if gone.is_empty() {
             return Ok(gone);
         }
@@ -393,6 +406,18 @@ impl Store {
         let ids: Vec<_> = gone.iter().map(|pack| pack.id).collect();
         self.chunks.forget_damage_in(&ids)?;
         Ok(gone)
+    }
+}
+
+impl Store {
+    /// Takes differences whose base is going out of the indexes of their packs, so that no start looks for it.
+    fn forget_orphans(&self, orphans: &BTreeMap<PackId, Vec<u32>>) -> Result<(), StoreError> {
+        let (storage, directory) = (self.chunks.storage.as_ref(), self.chunks.directory());
+        for (id, offsets) in orphans {
+            let pack = opening::read_pack(storage, directory, *id)?;
+            pack.without(offsets).write_index(storage, directory)?;
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use protocol::upkeep::GcRequest;
 
-use super::crash_tests::{Machine, id, noise};
+use super::crash_tests::{Kept, Machine, id, noise};
 use super::memory_storage::{Fault, MemoryStorage};
 use super::pack::PackId;
 use super::storage::Storage;
@@ -15,7 +15,7 @@ const EVERYTHING: GcRequest = GcRequest {
 };
 
 fn machine() -> Machine {
-    Machine::new(MemoryStorage::new())
+    Machine::new(MemoryStorage::new(), Kept::Whole)
 }
 
 fn holds(store: &Store, plain: &[u8]) -> bool {
@@ -334,7 +334,7 @@ fn a_full_disk_fails_a_capture_before_its_commit_and_never_after() {
     base.capture(&store, "old", &noise(0..6));
     drop(store);
     let count = |fault| {
-        let machine = Machine::new(base.storage.copy(fault));
+        let machine = Machine::new(base.storage.copy(fault), Kept::Whole);
         let store = machine.open();
         let outcome = machine.try_capture(&store, "new", &noise(3..12));
         let published = store.restore_points.contains(&id("new"));
@@ -366,7 +366,7 @@ fn a_failed_flush_is_never_taken_for_a_good_one() {
     let base = machine();
     drop(base.open());
     let run = |fault| {
-        let machine = Machine::new(base.storage.copy(fault));
+        let machine = Machine::new(base.storage.copy(fault), Kept::Whole);
         let store = machine.open();
         let outcome = machine.try_capture(&store, "new", &noise(0..9));
         (machine, outcome.is_ok())
@@ -377,7 +377,7 @@ fn a_failed_flush_is_never_taken_for_a_good_one() {
         let found = machine
             .storage
             .after_cut(super::memory_storage::Survival::Nothing);
-        let store = Machine::new(found).open();
+        let store = Machine::new(found, Kept::Whole).open();
         let report = store.verify(100, &mut |_| {}).unwrap();
         assert!(report.is_sound(), "flush {at} failed: {report:?}");
         assert!(!told || report.restore_points == 1, "flush {at} failed");
@@ -481,7 +481,7 @@ fn an_index_that_was_torn_is_made_anew_whatever_of_it_is_there() {
             if zeros {
                 torn.open_to_write(&index).unwrap().set_len(len).unwrap();
             }
-            let store = Machine::new(torn.copy(None)).open();
+            let store = Machine::new(torn.copy(None), Kept::Whole).open();
             let report = store.verify(100, &mut |_| {}).unwrap();
             assert!(
                 report.is_sound() && report.restore_points == 1,

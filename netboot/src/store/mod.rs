@@ -35,6 +35,9 @@ mod chunk_store;
 mod claims;
 pub(crate) mod content;
 mod damage;
+mod difference;
+#[cfg(test)]
+mod difference_tests;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod gc;
@@ -47,6 +50,7 @@ mod pack;
 mod publish;
 mod reader;
 pub(crate) mod record;
+mod resemblance;
 pub(crate) mod restore_points;
 pub(crate) mod retention;
 mod sizes;
@@ -123,8 +127,8 @@ pub(crate) enum StoreError {
         /// The process that has it.
         holder: Option<u32>,
     },
-    /// A file in the place of a pack.
-    #[error("{} is no pack: {reason}", path.display())]
+    /// A file in the place of a pack or an index that this program cannot use.
+    #[error("{} cannot be used: {reason}", path.display())]
     NoPack {
         /// The file.
         path: PathBuf,

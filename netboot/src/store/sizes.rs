@@ -30,13 +30,15 @@ impl Store {
             let mut stored = 0;
             let read = self.each_data_chunk(&point.id, |digest| {
                 let index = self.chunks.read_index();
-                let Some(position) = index.position(digest).filter(|at| !own.has(*at)) else {
-                    return;
-                };
-                own.set(position);
-                stored += index.at(position).map_or(0, |(_, at)| len(&at));
-                if let Some(user) = users.get_mut(position as usize) {
-                    *user = if *user == 0 { number } else { SEVERAL };
+                for position in index.needed(digest) {
+                    if own.has(position) {
+                        continue;
+                    }
+                    own.set(position);
+                    stored += index.at(position).map_or(0, |(_, at)| len(&at));
+                    if let Some(user) = users.get_mut(position as usize) {
+                        *user = if *user == 0 { number } else { SEVERAL };
+                    }
                 }
             });
             if let Err(error) = read {

@@ -53,14 +53,14 @@ pub(super) fn read_back(chunks: &Arc<ChunkStore>, digests: &[Digest]) -> Vec<Vec
     while let Some(batch) = reader.next_batch().unwrap() {
         bytes.extend_from_slice(&batch);
     }
-    assert_eq!(bytes.len() as u64, expected);
+    assert!(expected.is_none_or(|expected| bytes.len() as u64 == expected));
     let mut at = 0;
     let mut plain = Vec::new();
     while at < bytes.len() {
         let (header, frame) = record::record_at(&bytes, at).unwrap();
         record::Checker::new()
             .unwrap()
-            .check(&header, frame)
+            .decode(&header, frame)
             .unwrap();
         plain.push(zstd::bulk::decompress(frame, header.plain_len as usize).unwrap());
         at += backup::chunk::RecordHeader::LEN + frame.len();
@@ -455,7 +455,7 @@ fn one_flipped_bit_is_found_by_name_with_pack_and_offset() {
     drop(store);
     let mut bytes = fs::read(scene.pack(1)).unwrap();
     let frame = at.offset as usize + backup::chunk::RecordHeader::LEN;
-    bytes[frame + at.stored_len as usize / 2] ^= 4;
+    bytes[frame + at.stored.len() as usize / 2] ^= 4;
     fs::write(scene.pack(1), bytes).unwrap();
 
     let store = Store::look(scene.directory.path()).unwrap();
@@ -475,7 +475,7 @@ fn one_flipped_bit_is_found_by_name_with_pack_and_offset() {
     assert!(
         record::Checker::new()
             .unwrap()
-            .check(&header, frame)
+            .decode(&header, frame)
             .is_err()
     );
 }

@@ -6,15 +6,15 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use backup::Digest;
 use backup::manifest::{Manifest, RestorePointId};
 use serde::Serialize;
 
 use super::chunk_store::Location;
-use super::damage::{self, Look};
-use super::opening::{self, Repair};
+use super::damage::Look;
+use super::opening;
 use super::pack::PackId;
 use super::publish::{Find, PublishError, check_lists};
 use super::record::Checker;
@@ -148,8 +148,8 @@ impl Store {
         on_progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<(), StoreError> {
         let (storage, directory) = (self.chunks.storage.as_ref(), self.chunks.directory());
-        let entries = match opening::sealed_entries(storage, directory, id, Repair::None) {
-            Ok(entries) => entries,
+        let entries = match opening::read_pack(storage, directory, id) {
+            Ok(pack) => pack.entries,
             // Collected since it was listed; what was needed of it lies in a later pack.
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(());
@@ -169,16 +169,12 @@ impl Store {
             if (n + 1) * reading.share / 100 == n * reading.share / 100 {
                 continue;
             }
-            match damage::look_at(storage, directory, (digest, at), &mut reading.checker) {
+            match self.chunks.look_at(digest, at, &mut reading.checker) {
                 Look::Sound => {}
-                Look::Gone => return Ok(()),
-                Look::Damaged(reason) => reading.damaged.push(DamagedChunk {
-                    digest: *digest,
-                    pack: at.pack.pack_path(directory),
-                    pack_number: at.pack.0,
-                    offset: u64::from(at.offset),
-                    reason,
-                }),
+                Look::Gone if self.chunks.find(digest) == Some(*at) => return Ok(()),
+                Look::Gone => {}
+                Look::Damaged(reason) => reading.note(directory, *digest, *at, reason),
+                Look::BaseDamaged(base, at, reason) => reading.note(directory, base, at, reason),
             }
             reading.progress.chunks += 1;
             reading.progress.bytes += at.record_len() as u64;
@@ -196,7 +192,11 @@ impl Store {
         let find = |digest: &Digest| self.chunks.find(digest);
         let sound = |digest: &Digest| {
             let found = self.chunks.find_sound(digest);
-            found.filter(|_| !damaged.contains(digest))
+            let base = || self.chunks.base_of(digest);
+            found.filter(|at| {
+                !damaged.contains(digest)
+                    && !(at.is_difference() && base().is_some_and(|base| damaged.contains(&base)))
+            })
         };
         let suspect = !damaged.is_empty() || self.chunks.read_index().any_damaged();
         for view in self.restore_points.list() {
@@ -245,4 +245,22 @@ struct Reading {
     progress: VerifyProgress,
     checker: Checker,
     damaged: Vec<DamagedChunk>,
+}
+
+impl Reading {
+    /// A record is damaged; one that many are differences from is found many times.
+    fn note(&mut self, packs: &Path, digest: Digest, at: Location, reason: String) {
+        let pack = at.pack.pack_path(packs);
+        let offset = u64::from(at.offset);
+        let known = |chunk: &DamagedChunk| chunk.pack == pack && chunk.offset == offset;
+        if !self.damaged.iter().any(known) {
+            self.damaged.push(DamagedChunk {
+                digest,
+                pack,
+                pack_number: at.pack.0,
+                offset,
+                reason,
+            });
+        }
+    }
 }

@@ -14,14 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backup::Digest;
-use backup::chunk::{MAX_CHUNK_LEN, MAX_STORED_LEN, RecordHeader};
 use backup::filesystem::{ReadAt, ReadError};
 use backup::manifest::RestorePointId;
 
-use super::chunk_store::{ChunkStore, Location};
+use super::chunk_store::ChunkStore;
 use super::lists;
-use super::record::{Checker, record_at};
-use super::{Store, StoreError, chain};
+use super::record::Checker;
+use super::{Store, StoreError};
 
 /// Bytes before the entries of a list, and of each entry (`docs/formats/chunks.md`).
 const LIST_HEADER: u64 = 16;
@@ -334,69 +333,5 @@ impl ReadAt for RegionReader {
             return Err(failed(reason));
         }
         self.fill(offset, buffer).map_err(failed)
-    }
-}
-
-impl ChunkStore {
-    /// The plain bytes of a chunk, compared with its digest; the sentence of an error names the chunk and
-    /// the pack.
-    pub(super) fn plain<'a>(
-        &self,
-        digest: &Digest,
-        checker: &'a mut Checker,
-    ) -> Result<&'a [u8], String> {
-        let read = |at: &Location| {
-            let path = at.pack.pack_path(self.directory());
-            // Not longer than records are: the index was checked by `find_at`.
-            let mut bytes = vec![0; at.record_len()];
-            let read = File::open(&path)
-                .and_then(|file| file.read_exact_at(&mut bytes, u64::from(at.offset)));
-            read.map(|()| bytes)
-        };
-        let mut at = self.find_at(digest)?;
-        let mut bytes = read(&at);
-        if bytes
-            .as_ref()
-            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-        {
-            // A server that collects garbage beside this process moved it before it removed the pack.
-            self.look_again().map_err(|error| chain(&error))?;
-            at = self.find_at(digest)?;
-            bytes = read(&at);
-        }
-        let path = at.pack.pack_path(self.directory());
-        let named = |reason: String| {
-            format!(
-                "chunk {digest} in {} at byte {}: {reason}",
-                path.display(),
-                at.offset
-            )
-        };
-        let bytes = bytes.map_err(|error| named(format!("cannot be read: {error}")))?;
-        let (header, frame) = record_at(&bytes, 0).map_err(|error| named(error.to_string()))?;
-        let expected = RecordHeader {
-            digest: *digest,
-            plain_len: at.plain_len,
-            stored_len: at.stored_len,
-        };
-        if header != expected {
-            return Err(named(
-                "its record's header differs from the index".to_owned(),
-            ));
-        }
-        checker
-            .decode(&header, frame)
-            .map_err(|error| named(error.to_string()))
-    }
-
-    /// Where a chunk lies.
-    fn find_at(&self, digest: &Digest) -> Result<Location, String> {
-        let at = self
-            .find(digest)
-            .ok_or_else(|| format!("chunk {digest} is not in the store"))?;
-        if at.plain_len() > MAX_CHUNK_LEN || at.stored_len > MAX_STORED_LEN {
-            return Err(format!("chunk {digest} is longer than chunks are"));
-        }
-        Ok(at)
     }
 }

@@ -1,0 +1,230 @@
+//! Which chunk of the store is most like another one: where a difference finds its base.
+//!
+//! A chunk has three *super-features* (as in Finesse, FAST 2019, and Odess, ICDE 2021): a gear hash rolls over its bytes, one
+//! position in 128 is sampled by the hash itself, twelve functions of the sampled hashes are taken to their
+//! largest value, and four of those at a time are hashed into one word. Two chunks that share most of
+//! their bytes, shifted or not, share at least one of the three words nearly always; two that do not, hardly ever.
+//!
+//! Memory: about 30 bytes a chunk. Invariant: what is found here is a guess and nothing relies on it: a base is
+//! looked up, read and compared with its digest like any other chunk. What is *not* here: differences
+//! themselves (`difference`).
+
+use std::collections::HashMap;
+
+/// How many words a chunk's features have.
+pub(super) const WORDS: usize = 3;
+/// Functions whose largest values make one word.
+const FUNCTIONS: usize = 4;
+/// Bytes that a gear hash of 64 bits depends on.
+const WINDOW: usize = 64;
+/// A position is sampled when this many high bits of its hash are zero.
+const SAMPLED_BITS: u32 = 7;
+/// Shorter chunks have no features: a difference would save next to nothing.
+pub(super) const SHORTEST: usize = 1024;
+
+/// The super-features of a chunk; all zero when it has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Features(pub(super) [u32; WORDS]);
+
+const fn split_mix(state: u64) -> u64 {
+    let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The `n`th number of a fixed random sequence (SplitMix64).
+const fn random(n: u64) -> u64 {
+    split_mix(n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+const GEAR: [u64; 256] = {
+    let mut table = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        table[at] = random(at as u64);
+        at += 1;
+    }
+    table
+};
+
+/// Multiplier (odd) and addend of each function.
+const LINEAR: [(u64, u64); WORDS * FUNCTIONS] = {
+    let mut table = [(0, 0); WORDS * FUNCTIONS];
+    let mut at = 0;
+    while at < WORDS * FUNCTIONS {
+        table[at] = (random(256 + 2 * at as u64) | 1, random(257 + 2 * at as u64));
+        at += 1;
+    }
+    table
+};
+
+impl Features {
+    /// The features of these plain bytes.
+    pub(super) fn of(plain: &[u8]) -> Self {
+        if plain.len() < SHORTEST {
+            return Self::default();
+        }
+        let mut largest = [0u64; WORDS * FUNCTIONS];
+        let mut sampled = false;
+        each_sample(plain, |hash| {
+            sampled = true;
+            for (largest, (times, plus)) in largest.iter_mut().zip(LINEAR) {
+                *largest = (*largest).max(hash.wrapping_mul(times).wrapping_add(plus));
+            }
+        });
+        if !sampled {
+            return Self::default();
+        }
+        let mut words = [0; WORDS];
+        for (word, largest) in words.iter_mut().zip(largest.chunks_exact(FUNCTIONS)) {
+            let mixed = largest
+                .iter()
+                .fold(0, |mixed, largest| split_mix(mixed ^ *largest));
+            // 0 means none.
+            *word = ((mixed >> 32) as u32).max(1);
+        }
+        Self(words)
+    }
+}
+
+/// Hands out the hash of every sampled position that has a whole window before it. Four parts of the bytes are
+/// gone through side by side, because each step of one waits for the step before.
+fn each_sample(plain: &[u8], mut take: impl FnMut(u64)) {
+    const LANES: usize = 4;
+    let step = |hash: u64, byte: u8| (hash << 1).wrapping_add(GEAR[usize::from(byte)]);
+    let warm = |bytes: &[u8]| bytes.iter().fold(0, |hash, byte| step(hash, *byte));
+    let is_sampled = |hash: u64| hash >> (u64::BITS - SAMPLED_BITS) == 0;
+    let Some(positions) = plain.len().checked_sub(WINDOW - 1) else {
+        return;
+    };
+    let each = positions / LANES;
+    // A lane begins with all but the last byte of its first window.
+    let mut lanes = [0; LANES];
+    for (lane, hash) in lanes.iter_mut().enumerate() {
+        *hash = warm(&plain[lane * each..lane * each + WINDOW - 1]);
+    }
+    let bytes: [&[u8]; LANES] = std::array::from_fn(|lane| {
+        let first = lane * each + WINDOW - 1;
+        &plain[first..first + each]
+    });
+    for at in 0..each {
+        for (hash, bytes) in lanes.iter_mut().zip(bytes) {
+            *hash = step(*hash, bytes[at]);
+        }
+        let least = lanes[0].min(lanes[1]).min(lanes[2].min(lanes[3]));
+        if is_sampled(least) {
+            lanes
+                .iter()
+                .filter(|hash| is_sampled(**hash))
+                .for_each(|hash| take(*hash));
+        }
+    }
+    let mut hash = lanes[LANES - 1];
+    for byte in &plain[LANES * each + WINDOW - 1..] {
+        hash = step(hash, *byte);
+        if is_sampled(hash) {
+            take(hash);
+        }
+    }
+}
+
+/// The chunks that can be bases, by their features. Of two with the same word the later one counts: it
+/// is likelier that the next version is like the last one.
+#[derive(Default)]
+pub(super) struct Resemblance {
+    tables: [HashMap<u32, u32>; WORDS],
+}
+
+impl Resemblance {
+    /// A chunk at this position has these features.
+    pub(super) fn add(&mut self, features: Features, position: u32) {
+        for (table, word) in self.tables.iter_mut().zip(features.0) {
+            if word != 0 {
+                table.insert(word, position);
+            }
+        }
+    }
+
+    /// The position that most words point to. The chunk that was there may be gone since.
+    pub(super) fn find(&self, features: Features) -> Option<u32> {
+        let mut found = [None; WORDS];
+        for ((found, table), word) in found.iter_mut().zip(&self.tables).zip(features.0) {
+            if word != 0 {
+                *found = table.get(&word).copied();
+            }
+        }
+        let votes = |position: &u32| found.iter().flatten().filter(|at| *at == position).count();
+        found.iter().flatten().copied().max_by_key(votes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::*;
+
+    fn noise(seed: u64, len: usize) -> Vec<u8> {
+        let words = (0..len as u64 / 8 + 1).flat_map(|n| random(seed ^ (n << 20)).to_le_bytes());
+        words.take(len).collect()
+    }
+
+    fn shared(a: &[u8], b: &[u8]) -> usize {
+        let (a, b) = (Features::of(a), Features::of(b));
+        a.0.iter().zip(b.0).filter(|(a, b)| **a == *b).count()
+    }
+
+    proptest! {
+        #[test]
+        fn lanes_sample_what_one_pass_would_sample(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let mut one_pass = Vec::new();
+            for window in bytes.windows(WINDOW) {
+                let hash = window.iter().fold(0u64, |hash, byte| (hash << 1).wrapping_add(GEAR[usize::from(*byte)]));
+                if hash.leading_zeros() >= SAMPLED_BITS {
+                    one_pass.push(hash);
+                }
+            }
+            let mut lanes = Vec::new();
+            each_sample(&bytes, |hash| lanes.push(hash));
+            one_pass.sort_unstable();
+            lanes.sort_unstable();
+            prop_assert_eq!(lanes, one_pass);
+        }
+    }
+
+    #[test]
+    fn chunks_with_few_changes_share_features_and_others_do_not() {
+        let mut alike = 0;
+        for seed in 0..40 {
+            let before = noise(seed, 65_536);
+            let mut after = before.clone();
+            // Some bytes written over, some put in between, some taken away.
+            after[1000..1020].fill(7);
+            after.splice(30_000..30_000, *b"something new");
+            after.drain(50_000..50_100);
+            alike += usize::from(shared(&before, &after) > 0);
+            assert_eq!(shared(&before, &noise(seed + 1000, 65_536)), 0, "{seed}");
+        }
+        assert!(alike >= 38, "{alike} of 40");
+    }
+
+    #[test]
+    fn what_has_nothing_to_sample_has_no_features() {
+        assert_eq!(Features::of(&[]), Features::default());
+        assert_eq!(Features::of(&noise(1, SHORTEST - 1)), Features::default());
+        assert_ne!(Features::of(&noise(1, SHORTEST)), Features::default());
+        let mut empty = Resemblance::default();
+        empty.add(Features::default(), 5);
+        assert_eq!(empty.find(Features::default()), None);
+    }
+
+    #[test]
+    fn the_position_with_most_words_is_found_and_the_later_one_of_two() {
+        let mut chunks = Resemblance::default();
+        chunks.add(Features([1, 2, 3]), 10);
+        chunks.add(Features([1, 9, 8]), 11);
+        assert_eq!(chunks.find(Features([1, 2, 3])), Some(10));
+        assert_eq!(chunks.find(Features([1, 0, 0])), Some(11));
+        assert_eq!(chunks.find(Features([7, 7, 7])), None);
+    }
+}
