@@ -175,7 +175,7 @@ fn what_a_capture_sends_as_a_difference_keeps_its_base_while_garbage_is_collecte
     let machine = machine();
     let store = machine.open();
     let (root, like) = family(3);
-    machine.capture(&store, "old", &[root.clone()]);
+    machine.capture(&store, "old", std::slice::from_ref(&root));
     store.restore_points.forget(&id("old")).unwrap();
     KEPT.insert(&store, &id("running"), &like).unwrap();
     assert_eq!(differences(&store), 2);
@@ -278,7 +278,7 @@ fn a_damaged_base_damages_its_differences_until_one_or_the_other_is_sent_again()
 
     // One that has the base heals both.
     let store = machine.open();
-    machine.capture(&store, "base", &[root.clone()]);
+    machine.capture(&store, "base", std::slice::from_ref(&root));
     store.look_for_healing();
     for store in [&store, &machine.open()] {
         assert_eq!(read_back(&store.chunks, &digests(&all)), all);
@@ -408,7 +408,7 @@ fn what_was_being_written_is_cut_at_the_first_difference_that_is_wrong() {
     let machine = machine();
     let store = machine.open();
     let (root, like) = family(7);
-    machine.capture(&store, "root", &[root.clone()]);
+    machine.capture(&store, "root", std::slice::from_ref(&root));
     KEPT.insert(&store, &id("running"), &like[..1]).unwrap();
     KEPT.insert(&store, &id("running"), &Kept::Whole.chunks(50..51))
         .unwrap();

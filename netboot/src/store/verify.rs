@@ -194,8 +194,11 @@ impl Store {
             let found = self.chunks.find_sound(digest);
             let base = || self.chunks.base_of(digest);
             found.filter(|at| {
-                !damaged.contains(digest)
-                    && !(at.is_difference() && base().is_some_and(|base| damaged.contains(&base)))
+                let base = at.is_difference().then(base).flatten();
+                ![Some(*digest), base]
+                    .iter()
+                    .flatten()
+                    .any(|one| damaged.contains(one))
             })
         };
         let suspect = !damaged.is_empty() || self.chunks.read_index().any_damaged();
