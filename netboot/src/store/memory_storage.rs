@@ -491,6 +491,21 @@ impl Storage for MemoryStorage {
         done(&turn)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        let turn = state.turn()?;
+        if matches!(turn, Turn::Full) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let node = state.find(from)?;
+        if state.find(to).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let to = state.place(to)?;
+        state.rename(node, None, Some(to));
+        done(&turn)
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         let node = state.find(path)?;

@@ -53,6 +53,8 @@ pub(crate) mod record;
 mod resemblance;
 pub(crate) mod restore_points;
 pub(crate) mod retention;
+mod short_list;
+mod shorten;
 mod sizes;
 mod staging;
 mod storage;
@@ -222,9 +224,14 @@ impl Store {
     /// Opens a store in any storage, with packs of any size.
     fn open_in(storage: SharedStorage, root: &Path, limit: u64) -> Result<Self, StoreError> {
         let chunks = ChunkStore::open(Arc::clone(&storage), &root.join("packs"), limit)?;
+        let mut restore_points = RestorePoints::open(storage, root)?;
+        if limit < PACK_LIMIT {
+            // The stores of tests are small in all.
+            restore_points.shortened_from = 0;
+        }
         let store = Self {
             chunks: Arc::new(chunks),
-            restore_points: RestorePoints::open(storage, root)?,
+            restore_points,
             collecting: Mutex::new(()),
         };
         if store.chunks.lost_packs || !store.chunks.lock_damage().is_empty() {

@@ -196,6 +196,7 @@ impl RestorePoints {
         let view = view_of(&manifest, facts);
         storage::create_directory(storage, &staging)?;
         self.remove_strays(id, &lists)?;
+        self.shorten_lists(id, &facts.machine, lists.iter());
         storage::replace(storage, &staging.join(MANIFEST), manifest_bytes)?;
         let info = serde_json::to_vec_pretty(&view)
             .map_err(|source| StoreError::io("cannot describe", &staging, source.into()))?;

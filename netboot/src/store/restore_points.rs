@@ -4,6 +4,7 @@
 //! staging/<id>/                         what a running capture sent, see `staging`
 //! restore-points/<id>/manifest.json     as the agent sent it
 //! restore-points/<id>/<digest>.chunks   one for each different list of its regions
+//!                    /<digest>.base     a list that some of them refer to, see `short_list`
 //! restore-points/<id>/info.json         what lists show: a `RestorePointView`
 //! pins/<id>                             it is not to be removed
 //! removed/<id>/                         it is no restore point any more and is being deleted
@@ -24,9 +25,13 @@ use backup::manifest::{Manifest, Purpose, RestorePointId};
 use protocol::api::RestorePointView;
 
 use super::chunk_store::BATCH;
+use super::lists::StoredList;
 use super::publish::{CaptureFacts, view_of};
-use super::storage::{self, OpenFile, SharedStorage, Storage};
+use super::storage::{self, SharedStorage, Storage};
 use super::{Batches, StoreError, chain, lists};
+
+/// A shorter list takes a block of the file system's however short it is.
+const SHORTENED_FROM: u64 = 8192;
 
 /// The most bytes of a manifest.
 pub(crate) const MAX_MANIFEST: usize = 16 * 1024 * 1024;
@@ -73,6 +78,8 @@ pub(crate) struct RestorePoints {
     pub(super) publishing: Mutex<()>,
     /// One part of a list at a time.
     pub(super) staging: Mutex<()>,
+    /// Lists of at least this many bytes are kept short.
+    pub(super) shortened_from: u64,
 }
 
 impl RestorePoints {
@@ -111,6 +118,7 @@ impl RestorePoints {
             damaged: RwLock::default(),
             publishing: Mutex::new(()),
             staging: Mutex::new(()),
+            shortened_from: SHORTENED_FROM,
         })
     }
 
@@ -218,18 +226,10 @@ impl RestorePoints {
         id: &RestorePointId,
         digest: &Digest,
     ) -> Result<Option<ListReader>, StoreError> {
-        let path = lists::path(&self.published_root.join(id.as_str()), digest);
-        let opened = self.storage.open(&path).and_then(|file| {
-            let len = file.len()?;
-            Ok((file, len))
-        });
-        match opened {
-            Ok((file, len)) => Ok(Some(ListReader {
-                file,
-                path,
-                at: 0,
-                len,
-            })),
+        let directory = self.published_root.join(id.as_str());
+        let path = lists::path(&directory, digest);
+        match StoredList::open(self.storage.as_ref(), &directory, digest) {
+            Ok(list) => Ok(Some(ListReader { list, path, at: 0 })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(StoreError::io("cannot read", &path, source)),
         }
@@ -238,28 +238,27 @@ impl RestorePoints {
 
 /// Reads a chunk list piece by piece: lists of large disks are long, and many machines may fetch one.
 pub(crate) struct ListReader {
-    file: OpenFile,
+    list: StoredList,
     path: PathBuf,
     at: u64,
-    len: u64,
 }
 
 impl ListReader {
     /// Its length in bytes.
     pub(crate) const fn len(&self) -> u64 {
-        self.len
+        self.list.len()
     }
 }
 
 impl Batches for ListReader {
     fn next_batch(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        let wanted = (self.len - self.at).min(BATCH as u64);
+        let wanted = (self.list.len() - self.at).min(BATCH as u64);
         // At most one batch.
         let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
         if bytes.is_empty() {
             return Ok(None);
         }
-        self.file
+        self.list
             .read_exact_at(&mut bytes, self.at)
             .map_err(|source| StoreError::io("cannot read", &self.path, source))?;
         self.at += wanted;

@@ -16,7 +16,7 @@ use std::sync::PoisonError;
 use backup::Digest;
 use backup::manifest::{Manifest, RestorePointId};
 
-use super::lists::{self, ListError};
+use super::lists::{self, ListError, StoredList};
 use super::restore_points::RestorePoints;
 use super::storage;
 use super::{StoreError, chain};
@@ -194,8 +194,8 @@ impl RestorePoints {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 // Finished already, and the answer was lost.
-                return match storage.open(&whole).and_then(|file| file.len()) {
-                    Ok(found) if found == length => Ok(()),
+                return match StoredList::open(storage, &directory, digest) {
+                    Ok(found) if found.len() == length => Ok(()),
                     _ => Err(other("nothing was sent".to_owned())),
                 };
             }
@@ -243,7 +243,10 @@ impl RestorePoints {
             let cannot = |source| StoreError::io("cannot copy to", &path, source);
             let copy = storage.create(&path).map_err(cannot)?;
             let mut at = 0;
-            let copied = lists::hash(storage, &lists::path(&from, digest), |bytes| {
+            let source = lists::path(&from, digest);
+            let list = StoredList::open(storage, &from, digest);
+            let list = list.map_err(|error| StoreError::io("cannot read", &source, error))?;
+            let copied = list.hash(&source, |bytes| {
                 copy.write_all_at(bytes, at).map_err(cannot)?;
                 at += bytes.len() as u64;
                 Ok::<_, ListError>(())
@@ -255,7 +258,7 @@ impl RestorePoints {
                 _ => {
                     return Err(StoreError::io(
                         "cannot use the chunk list",
-                        &lists::path(&from, digest),
+                        &source,
                         std::io::ErrorKind::InvalidData.into(),
                     ));
                 }
@@ -294,8 +297,10 @@ impl RestorePoints {
         let storage = self.storage.as_ref();
         let directory = self.staging_of(id);
         for entry in storage::list_if_there(storage, &directory)? {
-            let named =
-                lists::digest_of_name(&entry.name).is_some_and(|digest| lists.contains(&digest));
+            let list = lists::digest_of_name(&entry.name);
+            let base = lists::digest_of_base(&entry.name);
+            let named = list.is_some_and(|digest| lists.contains(&digest))
+                || base.is_some_and(|base| lists::is_base_used(storage, &directory, &base));
             if !named {
                 let path = directory.join(&entry.name);
                 storage

@@ -7,8 +7,6 @@
 //! Invariant: every byte that is given out was compared with its digest, or is part of a range of zeros, or
 //! was not saved; the bytes that were not saved are counted ([`RegionReader::unsaved_bytes`]).
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +16,7 @@ use backup::filesystem::{ReadAt, ReadError};
 use backup::manifest::RestorePointId;
 
 use super::chunk_store::ChunkStore;
-use super::lists;
+use super::lists::{self, ListError, StoredList};
 use super::record::Checker;
 use super::{Store, StoreError};
 
@@ -27,8 +25,6 @@ const LIST_HEADER: u64 = 16;
 const ENTRY: u64 = 48;
 /// Decoded chunks that are kept: 16 MiB at most.
 const CACHED: usize = 64;
-/// How much of a list is read at once to check it.
-const CHECK_STEP: usize = 1 << 20;
 
 /// An entry of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +41,7 @@ pub(crate) struct Place {
 
 /// The file of a published chunk list, read by position.
 pub(crate) struct ListFile {
-    file: File,
+    list: StoredList,
     path: PathBuf,
     entries: u64,
 }
@@ -60,35 +56,30 @@ impl ListFile {
         id: &RestorePointId,
         digest: &Digest,
     ) -> Result<Self, StoreError> {
-        let path = lists::path(
-            &store.restore_points.published_root.join(id.as_str()),
-            digest,
-        );
+        let directory = store.restore_points.published_root.join(id.as_str());
+        let path = lists::path(&directory, digest);
         let cannot = |source| StoreError::io("cannot read the chunk list", &path, source);
         let other = |reason: &str| cannot(std::io::Error::other(reason.to_owned()));
-        let file = File::open(&path).map_err(cannot)?;
-        let len = file.metadata().map_err(cannot)?.len();
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; CHECK_STEP];
-        let mut at = 0;
-        while at < len {
-            let step = usize::try_from(len - at).map_or(CHECK_STEP, |left| left.min(CHECK_STEP));
-            file.read_exact_at(&mut buffer[..step], at)
-                .map_err(cannot)?;
-            if at == 0 && !buffer[..step].starts_with(b"NBCL\x01\0\0\0") {
-                return Err(other("it is no chunk list of version 1"));
-            }
-            hasher.update(&buffer[..step]);
-            at += step as u64;
+        let storage = store.restore_points.storage.as_ref();
+        let list = StoredList::open(storage, &directory, digest).map_err(cannot)?;
+        let mut begins = false;
+        let mut first = true;
+        let found = list.hash(&path, |bytes| {
+            begins |= first && bytes.starts_with(b"NBCL\x01\0\0\0");
+            first = false;
+            Ok::<_, ListError>(())
+        });
+        if !begins {
+            return Err(other("it is no chunk list of version 1"));
         }
-        if hasher.finalize().as_bytes() != digest.as_bytes() {
+        if !found.is_ok_and(|found| found == *digest) {
             return Err(other("its bytes have another digest than its name"));
         }
-        let body = len.checked_sub(LIST_HEADER);
+        let body = list.len().checked_sub(LIST_HEADER);
         let body = body.filter(|body| body.is_multiple_of(ENTRY));
         let body = body.ok_or_else(|| other("it holds no whole number of entries"))?;
         Ok(Self {
-            file,
+            list,
             entries: body / ENTRY,
             path,
         })
@@ -113,7 +104,7 @@ impl ListFile {
         let room = bytes.len() as u64 / ENTRY;
         let count = room.min(self.entries.saturating_sub(first));
         let wanted = &mut bytes[..(count * ENTRY) as usize];
-        self.file
+        self.list
             .read_exact_at(wanted, LIST_HEADER + first * ENTRY)
             .map_err(|source| StoreError::io("cannot read the chunk list", &self.path, source))?;
         let entries = wanted.chunks_exact(ENTRY as usize);
@@ -127,7 +118,7 @@ impl ListFile {
 
     fn entry(&self, index: u64) -> Result<Place, String> {
         let mut bytes = [0; ENTRY as usize];
-        self.file
+        self.list
             .read_exact_at(&mut bytes, LIST_HEADER + index * ENTRY)
             .map_err(|error| format!("cannot read {}: {error}", self.path.display()))?;
         Ok(place(index, &bytes))
