@@ -270,6 +270,12 @@ fn cut_everywhere(
     );
 }
 
+fn has_short_list(machine: &Machine, name: &str) -> bool {
+    let folder = Machine::root().join("restore-points").join(name);
+    let listed = machine.storage.list(&folder).unwrap();
+    listed.iter().any(|entry| entry.name.ends_with(".base"))
+}
+
 /// A store with two restore points that share chunks, and garbage of a third one.
 fn scene(kept: Kept) -> Machine {
     let machine = Machine::new(MemoryStorage::new(), kept);
@@ -279,6 +285,8 @@ fn scene(kept: Kept) -> Machine {
     machine.capture(&store, "kept", &kept.chunks(11..20));
     store.restore_points.forget(&id("gone")).unwrap();
     assert_eq!(differences(&store) > 9, kept == Kept::AsDifferences);
+    // Its list refers to that of "gone".
+    assert!(has_short_list(&machine, "old") && !has_short_list(&machine, "kept"));
     drop(store);
     Machine::new(machine.storage.after_cut(Survival::Everything), kept)
 }
@@ -298,7 +306,9 @@ fn a_capture_beside_others_cut_anywhere() {
     for kept in Kept::BOTH {
         let scene = scene(kept);
         cut_everywhere(&scene, (&["old", "kept"], &["new"]), |machine, store| {
-            machine.try_capture(store, "new", &kept.chunks(8..30))
+            machine.try_capture(store, "new", &kept.chunks(8..26))?;
+            assert!(has_short_list(machine, "new"));
+            Ok(())
         });
     }
 }

@@ -70,6 +70,8 @@ mod memory_storage;
 #[cfg(test)]
 mod sample_tests;
 #[cfg(test)]
+mod shorten_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod volume_tests;
