@@ -214,6 +214,8 @@ fn sources() -> impl Strategy<Value = Source> {
         3 => Just(Some(FileSystemKind::Ext4)),
         1 => Just(Some(FileSystemKind::Fat32)),
         1 => Just(Some(FileSystemKind::Ntfs)),
+        1 => Just(Some(FileSystemKind::Xfs)),
+        1 => Just(Some(FileSystemKind::Btrfs)),
         1 => Just(None),
     ];
     let part = (
@@ -420,19 +422,25 @@ fn judge(
     Ok(())
 }
 
-/// What the environment has a tool for.
-fn can_grow(part: &Part) -> bool {
+/// What the environment has a tool for, and does not have the engine's marker in it.
+fn can_grow(part: &Part, sector: SectorSize) -> bool {
     matches!(
         part.file_system,
-        Some(FileSystemKind::Ext4 | FileSystemKind::Ntfs)
+        Some(
+            FileSystemKind::Ext4
+                | FileSystemKind::Ntfs
+                | FileSystemKind::Xfs
+                | FileSystemKind::Btrfs
+        )
     ) && !part.whole
+        && part.first * sector.bytes() >= MIB
 }
 
 /// Who gets how much of a larger disk, by a rule of its own: each that can grow within a MiB of what its
 /// size says.
 fn judge_shares(source: &Source, plan: &DiskPlan) -> Result<(), String> {
     let sector = source.sector.bytes() as f64;
-    let takes = |part: &&Part| can_grow(part);
+    let takes = |part: &&Part| can_grow(part, source.sector);
     let all: u64 = source
         .parts
         .iter()
@@ -558,8 +566,9 @@ proptest! {
                 })?;
                 let last = source.parts.last().unwrap();
                 let shares = policy == ExtraSpace::Proportional && source.gpt;
+                let grows = |part: &Part| can_grow(part, source.sector);
                 let may_grow = target_size / source.sector.bytes() > source.sectors
-                    && (can_grow(last) || (shares && source.parts.iter().any(can_grow)));
+                    && (grows(last) || (shares && source.parts.iter().any(grows)));
                 prop_assert!(may_grow || plan.disks[0].grow.is_empty());
                 // Everything that was saved arrives, but for what is behind the last partition.
                 let end = (last.first + last.sectors) * source.sector.bytes();

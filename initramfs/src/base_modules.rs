@@ -117,6 +117,7 @@ const GROUPS: &[Group] = &[
     group("FAT, as on every EFI system partition", Required, &["vfat"]),
     group("character sets that FAT asks for when it is mounted", Required,
         &["nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"]),
+    group("XFS and Btrfs, which only grow while they are mounted", Required, &["xfs", "btrfs"]),
     group("UEFI boot entries", Required, &["efivarfs"]),
     group("files as disks", Required, &["loop"]),
     group("encrypted volumes that are opened with their key", Required, &["dm_crypt"]),

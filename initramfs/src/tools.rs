@@ -20,7 +20,8 @@ use crate::tree::Tree;
 /// Package and program: what captures and restores run.
 ///
 /// `resize2fs` grows the last file system of a restored disk, `e2fsck` must run before it, `tune2fs` and
-/// `dumpe2fs` tell and change a file system's identity; `ntfsresize` grows an NTFS. `cryptsetup` opens an encrypted
+/// `dumpe2fs` tell and change a file system's identity; `ntfsresize` resizes an
+/// NTFS, `xfs_growfs` and `btrfs` a mounted XFS and Btrfs. `cryptsetup` opens an encrypted
 /// volume whose key was given with a capture.
 pub(crate) const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "e2fsck"),
@@ -28,6 +29,8 @@ pub(crate) const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "tune2fs"),
     ("e2fsprogs", "dumpe2fs"),
     ("ntfs-3g", "ntfsresize"),
+    ("xfsprogs", "xfs_growfs"),
+    ("btrfs-progs", "btrfs"),
     ("cryptsetup-bin", "cryptsetup"),
 ];
 

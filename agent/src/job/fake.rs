@@ -304,7 +304,6 @@ impl Platform for ImageMachine {
             file.read_exact_at(&mut bytes, start).unwrap();
             std::fs::write(&part, bytes).unwrap();
             sentences.extend(grow_file_system(&part, grow)?);
-            sentences.push(format!("Grew partition {}.", grow.partition));
             file.write_all_at(&std::fs::read(&part).unwrap(), start)
                 .unwrap();
         }

@@ -20,7 +20,7 @@ use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::hardware::disks::block_device;
 use crate::job::encrypted;
 use crate::job::error::Fault;
-use crate::job::grow::{check_tools, grew, grow_file_system};
+use crate::job::grow::{check_tools, grow_file_system};
 use crate::job::platform::{Loader, Platform};
 use crate::log::chain;
 use crate::sys;
@@ -97,7 +97,6 @@ impl Platform for Kernel {
         let mut sentences = Vec::new();
         for grow in &disk.grow {
             sentences.extend(grow_file_system(&added.node(grow.partition), grow)?);
-            sentences.push(grew(grow));
         }
         if let (Some(esp), Some(name)) = (esp, self.fallback) {
             let same = |loader: &&Loader| esp.guid.as_deref() == Some(loader.partition.as_str());

@@ -205,11 +205,16 @@ impl Room<'_> {
         let volume = self
             .region_of(number)
             .filter(|region| region.coverage == Coverage::UsedBlocks)
+            .filter(|region| region.range.start() >= MIB)
             .and_then(|region| region.volume.as_ref())
             .filter(|volume| can_grow(volume.file_system) && volume.block_size > 0)?;
-        // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits; so does
-        // Windows with the clusters of NTFS.
-        Some(u64::from(u32::MAX) * u64::from(volume.block_size))
+        Some(match volume.file_system {
+            // Their limits are past those of any disk.
+            FileSystemKind::Xfs | FileSystemKind::Btrfs => u64::MAX,
+            // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits; so does
+            // Windows with the clusters of NTFS.
+            _ => u64::from(u32::MAX) * u64::from(volume.block_size),
+        })
     }
 
     fn note_unused(&self, last: &TablePartition, why: &str, notes: &mut Vec<String>) {
@@ -233,6 +238,14 @@ impl Room<'_> {
             (Some(volume), Coverage::Whole { reason }) if can_grow(volume.file_system) => {
                 format!("its {} was saved whole ({reason})", volume.file_system)
             }
+            // Until the commit, the engine's marker lies there instead of a part of the file system, and no
+            // tool must see that.
+            (Some(volume), _) if can_grow(volume.file_system) && region.range.start() < MIB => {
+                format!(
+                    "its {} begins within the disk's first MiB, where an unfinished restore leaves its mark",
+                    volume.file_system
+                )
+            }
             (Some(volume), _) => format!("{} is not made larger yet", volume.file_system),
             (None, _) => "it has no file system that is known here".to_owned(),
         }
@@ -248,6 +261,11 @@ impl Room<'_> {
 const fn can_grow(file_system: FileSystemKind) -> bool {
     matches!(
         file_system,
-        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 | FileSystemKind::Ntfs
+        FileSystemKind::Ext2
+            | FileSystemKind::Ext3
+            | FileSystemKind::Ext4
+            | FileSystemKind::Ntfs
+            | FileSystemKind::Xfs
+            | FileSystemKind::Btrfs
     )
 }
