@@ -15,6 +15,7 @@ fn all_codes() -> Vec<ReasonCode> {
         | ReasonCode::AmbiguousDisk
         | ReasonCode::DiskNotFound
         | ReasonCode::TooSmall
+        | ReasonCode::CannotShrink
         | ReasonCode::SectorSize
         | ReasonCode::FirmwareType
         | ReasonCode::Architecture
@@ -27,6 +28,7 @@ fn all_codes() -> Vec<ReasonCode> {
         ReasonCode::AmbiguousDisk,
         ReasonCode::DiskNotFound,
         ReasonCode::TooSmall,
+        ReasonCode::CannotShrink,
         ReasonCode::SectorSize,
         ReasonCode::FirmwareType,
         ReasonCode::Architecture,

@@ -85,6 +85,8 @@ struct Part {
     sectors: u64,
     file_system: Option<FileSystemKind>,
     whole: bool,
+    /// Bytes in use.
+    used: u64,
 }
 
 /// A made-up disk as it would be captured.
@@ -165,7 +167,7 @@ impl Source {
                         used: if part.whole {
                             Err(backup::filesystem::Doubt::Untrusted("dirty".to_owned()))
                         } else {
-                            Ok(vec![ByteRange::between(0, len.min(1000))])
+                            Ok(vec![ByteRange::between(0, len.min(part.used))])
                         },
                         extents: Vec::new(),
                         heads: Vec::new(),
@@ -256,6 +258,7 @@ fn sources() -> impl Strategy<Value = Source> {
                         sectors,
                         file_system,
                         whole,
+                        used: 1000,
                     }
                 })
                 .collect();
@@ -281,21 +284,22 @@ fn place(write: &backup::plan::TableWrite) -> ByteRange {
     ByteRange::between(write.offset, write.offset + write.bytes.0.len() as u64)
 }
 
-/// Every invariant of a plan, judged from the plan, the source and the target alone.
+fn ensure(plan: &DiskPlan, holds: bool, what: &str) -> Result<(), String> {
+    if holds {
+        Ok(())
+    } else {
+        Err(format!("{what}: {plan:#?}"))
+    }
+}
+
+/// The invariants of every plan, judged from the plan, the source and the target alone. Number, first and last
+/// LBA of its partitions.
 fn judge(
     source: &Source,
     image: &DiskImage,
-    policy: ExtraSpace,
     plan: &DiskPlan,
-) -> Result<(), String> {
-    let shares = policy == ExtraSpace::Proportional && source.gpt;
-    let ensure = |holds: bool, what: &str| {
-        if holds {
-            Ok(())
-        } else {
-            Err(format!("{what}: {plan:#?}"))
-        }
-    };
+) -> Result<Vec<(u32, u64, u64)>, String> {
+    let ensure = |holds: bool, what: &str| ensure(plan, holds, what);
     let sector = source.sector.bytes();
     let whole = ByteRange::between(0, plan.target.size);
     let mut taken: Vec<ByteRange> = plan.copies.iter().map(|copy| copy.destination).collect();
@@ -313,13 +317,20 @@ fn judge(
     }
     for copy in &plan.copies {
         let region = &image.regions[copy.region as usize];
-        let moved = copy.destination.start().checked_sub(region.range.start());
+        let moved = copy.destination.start().abs_diff(region.range.start());
+        ensure(moved.is_multiple_of(MIB), "moves by whole MiB")?;
+        let is_cut = plan.shrink.iter().any(|shrink| {
+            region.kind
+                == RegionKind::Partition {
+                    number: shrink.partition,
+                }
+        });
         ensure(
-            moved == Some(0) || (shares && moved.is_some_and(|by| by.is_multiple_of(MIB))),
-            "at its place, or whole MiB behind it",
+            (copy.destination.len() < region.range.len()) == is_cut,
+            "long enough, but for what is made smaller",
         )?;
-        let content = ByteRange::new(copy.destination.start(), region.range.len()).unwrap();
-        ensure(copy.destination.len() >= region.range.len(), "long enough")?;
+        let len = region.range.len().min(copy.destination.len());
+        let content = ByteRange::new(copy.destination.start(), len).unwrap();
         for last in &copy.last {
             ensure(content.contains(*last), "last parts inside the content")?;
             ensure(
@@ -381,6 +392,30 @@ fn judge(
     };
     if partitions != table {
         return Err(format!("table {table:?}, planned {partitions:?}"));
+    }
+    Ok(partitions)
+}
+
+/// A plan in which nothing is made smaller.
+fn judge_grown(
+    source: &Source,
+    image: &DiskImage,
+    policy: ExtraSpace,
+    plan: &DiskPlan,
+) -> Result<(), String> {
+    let partitions = judge(source, image, plan)?;
+    let ensure = |holds: bool, what: &str| ensure(plan, holds, what);
+    let shares = policy == ExtraSpace::Proportional && source.gpt;
+    let sector = source.sector.bytes();
+    let end = plan.target.size - plan.target.size % sector;
+    ensure(plan.shrink.is_empty(), "nothing is made smaller")?;
+    for copy in &plan.copies {
+        let from = image.regions[copy.region as usize].range.start();
+        let to = copy.destination.start();
+        ensure(
+            to == from || (shares && to > from),
+            "at its place, or behind it",
+        )?;
     }
     let mut shift = 0;
     for (part, (number, first, last)) in source.parts.iter().zip(partitions) {
@@ -544,6 +579,182 @@ fn fits(source: &Source, target: u64) -> bool {
     last.first + last.sectors + reserve <= sectors
 }
 
+/// Whether the table itself fits: two copies of a GPT, and a sector to use.
+fn has_room_for_table(source: &Source, target: u64) -> bool {
+    let sector = source.sector.bytes();
+    let table = 16384 / sector;
+    !source.gpt || target / sector >= 2 + table + 1 + table + 1
+}
+
+/// The partitions that can be made smaller, by a rule of its own: of the right kind, behind all that Windows or
+/// a boot sector finds by their places.
+fn candidates(source: &Source) -> impl Iterator<Item = (usize, &Part)> {
+    use FileSystemKind::{Btrfs, Ext4, Fat32, Ntfs};
+    let stays = |part: &Part| !source.gpt && matches!(part.file_system, Some(Ntfs | Fat32));
+    let after = source.parts.iter().rposition(stays).unwrap_or(0);
+    let parts = source.parts.iter().enumerate().skip(after);
+    parts.filter(|(_, part)| {
+        matches!(part.file_system, Some(Ext4 | Ntfs | Btrfs))
+            && !part.whole
+            && part.first * source.sector.bytes() >= MIB
+    })
+}
+
+/// The sectors that a partition of a candidate keeps at least.
+fn kept(source: &Source, part: &Part) -> u64 {
+    let sector = source.sector.bytes();
+    let used = part.used.min(part.sectors * sector).div_ceil(sector) * sector;
+    let least = match part.file_system {
+        Some(FileSystemKind::Btrfs) => used + 2 * (used / 16) + 272 * MIB,
+        _ => used + used / 16 + 16 * MIB,
+    };
+    // What is taken away are whole MiB.
+    let takes = (part.sectors * sector).saturating_sub(least) / MIB;
+    part.sectors - takes * MIB / sector
+}
+
+/// The sectors that the smallest disk needs.
+fn least(source: &Source) -> u64 {
+    let last = source.parts.last().unwrap();
+    let slack: u64 = candidates(source)
+        .map(|(_, part)| part.sectors - kept(source, part))
+        .sum();
+    let table = 16384 / source.sector.bytes() + 1;
+    last.first + last.sectors - slack + if source.gpt { table } else { 0 }
+}
+
+fn judge_shrunk(source: &Source, image: &DiskImage, plan: &DiskPlan) -> Result<(), String> {
+    let partitions = judge(source, image, plan)?;
+    let ensure = |holds: bool, what: &str| ensure(plan, holds, what);
+    ensure(plan.grow.is_empty(), "nothing grows")?;
+    let may: Vec<_> = candidates(source).map(|(index, _)| index).collect();
+    let (mut shift, mut taken) = (0, Vec::new());
+    for (index, (part, (number, first, last))) in source.parts.iter().zip(partitions).enumerate() {
+        ensure(
+            first + shift == part.first,
+            "moves by what is taken before it",
+        )?;
+        let len = last + 1 - first;
+        let less = part.sectors - len;
+        shift += less;
+        let named = plan.shrink.iter().find(|one| one.partition == number);
+        ensure((less > 0) == named.is_some(), "what is smaller is said")?;
+        if let Some(named) = named {
+            ensure(may.contains(&index), "may be made smaller")?;
+            ensure(len >= kept(source, part), "keeps what it needs")?;
+            let sector = source.sector.bytes();
+            ensure(
+                (named.from, named.to) == (part.sectors * sector, len * sector),
+                "sizes are said",
+            )?;
+            taken.push(less == part.sectors - kept(source, part));
+        }
+    }
+    let sector = source.sector.bytes();
+    let last = source.parts.last().unwrap();
+    let table = if source.gpt { 16384 / sector + 1 } else { 0 };
+    let over = last.first + last.sectors + table - plan.target.size / sector;
+    ensure(
+        shift == (over * sector).div_ceil(MIB) * MIB / sector,
+        "no more is taken than must",
+    )?;
+    // All but one of those that are made smaller give what they can.
+    let whole = taken.iter().filter(|whole| **whole).count();
+    ensure(whole + 1 >= taken.len(), "as few as possible")
+}
+
+/// Disks of some MiB, with file systems that have room.
+fn roomy_sources() -> impl Strategy<Value = Source> {
+    let file_system = prop_oneof![
+        3 => Just(Some(FileSystemKind::Ext4)),
+        2 => Just(Some(FileSystemKind::Ntfs)),
+        1 => Just(Some(FileSystemKind::Btrfs)),
+        1 => Just(Some(FileSystemKind::Xfs)),
+        1 => Just(Some(FileSystemKind::Fat32)),
+        1 => Just(None),
+    ];
+    let part = (0u64..3000, 1u64..60_000, 0u64..MIB * 20, file_system);
+    let parts = prop::collection::vec((part, prop::bool::weighted(0.1)), 1..5);
+    (any::<bool>(), any::<bool>(), parts, 0u64..600).prop_map(|(large, gpt, parts, tail)| {
+        let sector = if large {
+            SectorSize::S4096
+        } else {
+            SectorSize::S512
+        };
+        let (table, unit) = (16384 / sector.bytes(), sector.bytes() / 512);
+        let mut at = 2 + table;
+        let parts = parts.into_iter();
+        let parts = parts.map(|((gap, sectors, used, file_system), whole)| {
+            // A Btrfs is larger than all others, or could not give anything.
+            let more = if file_system == Some(FileSystemKind::Btrfs) {
+                600_000
+            } else {
+                0
+            };
+            let first = at + gap / unit;
+            at = first + (sectors + more).div_ceil(unit);
+            Part {
+                first,
+                sectors: at - first,
+                file_system,
+                whole,
+                used,
+            }
+        });
+        let parts = parts.collect();
+        let sectors = at + tail + table + 1;
+        Source {
+            sector,
+            sectors,
+            gpt,
+            parts,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(100))]
+
+    #[test]
+    fn a_smaller_disk_is_planned_when_the_data_fits_and_only_then(
+        source in roomy_sources(), share in 0u64..=1100,
+    ) {
+        // From what is least to what is needed, and somewhat to both sides.
+        let sector = source.sector.bytes();
+        let last = source.parts.last().unwrap();
+        let table = if source.gpt { 16384 / sector + 1 } else { 0 };
+        let (least, most) = (least(&source), last.first + last.sectors + table);
+        let sectors = (least * 99 / 100 + (most - least * 99 / 100) * share / 1000).max(8);
+        let image = source.image(0);
+        let manifest = manifest(vec![image.clone()]);
+        let target = machine(vec![disk("sda", sectors * sector, source.sector)]);
+        match plan_restore(&manifest, &target, &Choices::default()) {
+            Ok(plan) if sectors >= most => {
+                judge_grown(&source, &image, ExtraSpace::Last, &plan.disks[0])
+                    .map_err(proptest::test_runner::TestCaseError::fail)?;
+            }
+            Ok(plan) => {
+                prop_assert!(sectors + MIB / sector > least);
+                judge_shrunk(&source, &image, &plan.disks[0])
+                    .map_err(proptest::test_runner::TestCaseError::fail)?;
+                prop_assert!(plan.picture(&manifest).contains("is made smaller"));
+            }
+            Err(refusals) => {
+                // Whole MiB are taken: a disk may need up to one more.
+                prop_assert!(sectors < least + MIB / sector, "{:?}", refusals);
+                let expected = if has_room_for_table(&source, sectors * sector)
+                    && candidates(&source).next().is_none()
+                {
+                    ReasonCode::CannotShrink
+                } else {
+                    ReasonCode::TooSmall
+                };
+                prop_assert_eq!(codes(&refusals), [expected]);
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(proptest::test_runner::Config::with_cases(2000))]
 
@@ -561,7 +772,7 @@ proptest! {
         match plan_restore(&manifest, &target, &choices) {
             Ok(plan) => {
                 prop_assert!(fits(&source, target_size));
-                judge(&source, &image, policy, &plan.disks[0]).map_err(|reason| {
+                judge_grown(&source, &image, policy, &plan.disks[0]).map_err(|reason| {
                     proptest::test_runner::TestCaseError::fail(reason)
                 })?;
                 let last = source.parts.last().unwrap();
@@ -585,7 +796,15 @@ proptest! {
             }
             Err(refusals) => {
                 prop_assert!(!fits(&source, target_size), "{:?}", refusals);
-                prop_assert_eq!(codes(&refusals), [ReasonCode::TooSmall]);
+                // No partition of these has as much as every file system keeps free.
+                let expected = if has_room_for_table(&source, target_size)
+                    && candidates(&source).next().is_none()
+                {
+                    ReasonCode::CannotShrink
+                } else {
+                    ReasonCode::TooSmall
+                };
+                prop_assert_eq!(codes(&refusals), [expected]);
             }
         }
     }
@@ -675,6 +894,7 @@ fn debian() -> Source {
         sectors,
         file_system,
         whole,
+        used: 1000,
     };
     Source {
         sector: SectorSize::S512,
@@ -752,10 +972,11 @@ fn nothing_changes_on_a_disk_of_the_same_size() {
 #[test]
 fn a_disk_that_is_too_small_is_refused_with_the_numbers() {
     let manifest = manifest(vec![debian().image(0)]);
-    let target = machine(vec![disk("sda", 63 * MIB, S512)]);
+    let target = machine(vec![disk("sda", 30 * MIB, S512)]);
     let refusals = plan_restore(&manifest, &target, &Choices::default()).unwrap_err();
     assert_eq!(codes(&refusals), [ReasonCode::TooSmall]);
-    let least = 63 * MIB + 33 * 512;
+    // Its ext4 of 45 MiB can do with 17.
+    let least = 35 * MIB + 33 * 512;
     assert!(
         refusals[0].text.contains(&format!("{least} are needed")),
         "{}",
@@ -938,6 +1159,7 @@ fn boot_code_behind_an_mbr_is_written_last() {
             sectors: 60 * 2048,
             file_system: Some(FileSystemKind::Ext4),
             whole: false,
+            used: 1000,
         }],
         ..debian()
     };

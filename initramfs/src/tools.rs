@@ -119,11 +119,16 @@ pub(crate) fn from_packages(
     let mut closure = Closure::new(architecture);
     for (package, program) in TOOLS {
         let with_libraries = packages
-            .take_with_dependencies(package, |name| name.starts_with("lib"))
+            .take_with_dependencies(package, is_library)
             .map_err(|source| ToolError::Package { package, source })?;
         closure.add_program(program, &with_libraries)?;
     }
     Ok(closure.finish())
+}
+
+/// Whether a package is one of libraries; Debian's zlib is the one that is not named like the others.
+fn is_library(name: &str) -> bool {
+    name.starts_with("lib") || name == "zlib1g"
 }
 
 /// Files gathered so far, by path in the image without the leading `/`.

@@ -17,6 +17,7 @@ mod picture;
 mod placement;
 pub mod reads;
 pub mod restore;
+mod shrink;
 pub mod volumes;
 
 /// What a person or a policy decided about a restore.
@@ -79,6 +80,8 @@ pub enum ReasonCode {
     DiskNotFound,
     /// The target is smaller than what must go there.
     TooSmall,
+    /// The target is smaller than the source, and nothing on it can be made smaller.
+    CannotShrink,
     /// Logical sector sizes differ and the layout cannot be carried over.
     SectorSize,
     /// The backup starts by BIOS and the machine by UEFI, or the other way round.
@@ -133,6 +136,10 @@ pub struct DiskPlan {
     pub partitions: Vec<PlannedPartition>,
     /// File systems that are made larger after their data is verified.
     pub grow: Vec<Grow>,
+    /// File systems that are made smaller before that: their partitions hold their front, and what lies behind it
+    /// moves there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shrink: Vec<Shrink>,
     /// The commit, in this order, each flushed: backup GPT, primary GPT, first sector.
     pub commit: Vec<TableWrite>,
 }
@@ -142,7 +149,8 @@ pub struct DiskPlan {
 pub struct RegionCopy {
     /// Index in the source disk's `regions`.
     pub region: u32,
-    /// Where it goes on the target; at least as long as the region.
+    /// Where it goes on the target; at least as long as the region, unless it is made smaller: then this is its
+    /// front.
     pub destination: ByteRange,
     /// Parts of the destination that are written last, after the rest is flushed: file system
     /// superblocks and boot sectors (and what lies inside the first MiB). Relative to the disk.
@@ -182,6 +190,19 @@ pub struct PlannedPartition {
 /// A file system that grows into its larger partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grow {
+    /// The partition's number.
+    pub partition: u32,
+    /// Which file system.
+    pub file_system: FileSystemKind,
+    /// Its size before, in bytes.
+    pub from: u64,
+    /// The size of its partition, in bytes.
+    pub to: u64,
+}
+
+/// A file system that is made smaller, to fit its smaller partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shrink {
     /// The partition's number.
     pub partition: u32,
     /// Which file system.

@@ -51,6 +51,15 @@ impl RestorePlan {
                     HumanBytes(grow.to)
                 ));
             }
+            for shrink in &plan.shrink {
+                lines.push(format!(
+                    "  Partition {}: {} is made smaller, from {} to {}.",
+                    shrink.partition,
+                    shrink.file_system,
+                    HumanBytes(shrink.from),
+                    HumanBytes(shrink.to)
+                ));
+            }
             lines.push(String::new());
         }
         for note in &self.notes {
@@ -86,8 +95,13 @@ impl fmt::Display for RestorePlan {
                     contents(partition),
                     HumanBytes(partition.range.len()).to_string()
                 )?;
-                match grow {
-                    Some(grow) => writeln!(f, " (was {})", HumanBytes(grow.from))?,
+                let shrunk = plan
+                    .shrink
+                    .iter()
+                    .find(|shrink| shrink.partition == partition.number);
+                let before = grow.map(|grow| grow.from);
+                match before.or(shrunk.map(|shrink| shrink.from)) {
+                    Some(before) => writeln!(f, " (was {})", HumanBytes(before))?,
                     None => writeln!(f)?,
                 }
             }

@@ -11,11 +11,11 @@
 //! 2. `copies` without their `last` parts. A partition may lie over an invalidated range (the first
 //!    MiB of an MBR disk, the last MiB of any): its bytes come after the zeros, so they stay.
 //! 3. the `last` parts of all copies: superblocks, boot sectors, and what lies in the first MiB.
-//! 4. `grow`, on the partitions' ranges, while there is still no table.
+//! 4. `shrink`, then `grow`, on the partitions' ranges, while there is still no table.
 //! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
 //!    `commit`: there the first sector is kept back in step 3 and written here.
 //!
-//! What is *not* here: making file systems smaller, other sector sizes; who grows (`placement`).
+//! What is *not* here: who grows (`placement`), who is made smaller (`shrink`).
 
 use crate::ByteRange;
 use crate::filesystem::heads;
@@ -148,16 +148,20 @@ impl<'a> DiskPlanner<'a> {
         self.check_sector_size()?;
         let partitions = self.table_partitions()?;
         let last = partitions.iter().max_by_key(|partition| partition.last_lba);
-        let usable_end = self.room(last)?;
         let room = Room {
             image: self.image,
             target: self.target,
             size: self.size,
-            usable_end,
+            usable_end: self.usable_end(),
         };
-        let placement = room.place(&partitions, self.extra_space, self.notes);
+        let needed = self.needed_end(last);
+        let placement = if room.usable_end >= needed && room.usable_end > 0 {
+            room.place(&partitions, self.extra_space, self.notes)
+        } else {
+            room.shrink(&partitions, needed, self.notes)?
+        };
         let commit = self.commit(&placement)?;
-        let copies = self.copies(&partitions, &placement, &commit);
+        let copies = self.copies(&partitions, &placement, &commit)?;
         let areas = volumes::areas(self.image, self.volumes, &copies)
             .map_err(|reason| self.contradiction(&reason))?;
         let planned = self.planned(&partitions, &placement);
@@ -169,6 +173,7 @@ impl<'a> DiskPlanner<'a> {
             areas,
             partitions: planned,
             grow: placement.grow,
+            shrink: placement.shrink,
             commit,
         };
         check(&plan, self.size).map_err(|reason| self.contradiction(&reason))?;
@@ -249,20 +254,24 @@ impl<'a> DiskPlanner<'a> {
         }
     }
 
-    /// Where partitions may end on the target, in bytes; the backup's last one does not end behind it.
-    fn room(&self, last: Option<&TablePartition>) -> Result<u64, Refusal> {
+    /// Where the backup's content ends, in bytes.
+    fn needed_end(&self, last: Option<&TablePartition>) -> u64 {
         let saved_end = |region: &Region| match region.coverage {
             Coverage::LeftOut { .. } => 0,
             _ => region.range.end(),
         };
-        let needed = match (last, &self.image.table) {
+        match (last, &self.image.table) {
             (Some(last), _) => last.range(self.image.logical_sector).end(),
             (None, PartitionTable::None) => {
                 self.image.regions.iter().map(saved_end).max().unwrap_or(0)
             }
             (None, _) => 0,
-        };
-        let usable = match &self.image.table {
+        }
+    }
+
+    /// Where partitions may end on the target, in bytes; 0 when it has no room for the table.
+    fn usable_end(&self) -> u64 {
+        match &self.image.table {
             PartitionTable::Gpt(table) => table
                 .usable_end(self.size)
                 .ok()
@@ -270,31 +279,7 @@ impl<'a> DiskPlanner<'a> {
             // 32 bits for a sector's number.
             PartitionTable::Mbr(_) => self.size.min((1 << 32) * self.sector()),
             PartitionTable::None => self.size,
-        };
-        if usable >= needed && usable > 0 {
-            return Ok(usable);
         }
-        let reserve = self.size - usable;
-        let least = if usable == 0 {
-            self.image.size
-        } else {
-            needed + reserve
-        };
-        let tail = last.map_or_else(
-            || "The disk's content".to_owned(),
-            |last| format!("Its last partition ({})", last.number),
-        );
-        Err(refusal(
-            ReasonCode::TooSmall,
-            format!(
-                "{} is too small for disk {} of the backup: it has {} bytes, and {least} are needed ({} more). {tail} ends at byte {needed}; partitions are not made smaller yet. Use a disk of {} or more.",
-                self.target.describe(),
-                self.image.number,
-                self.target.size,
-                HumanBytes(least.saturating_sub(self.target.size)),
-                HumanBytes(least)
-            ),
-        ))
     }
 
     fn region_of(&self, number: u32) -> Option<&'a Region> {
@@ -316,6 +301,9 @@ impl<'a> DiskPlanner<'a> {
             PartitionTable::Gpt(table) => table
                 .resized_for(self.size, &placed)
                 .map_err(|error| self.contradiction(&error.to_string())),
+            PartitionTable::Mbr(table) if !placement.shrink.is_empty() => table
+                .moved_for(self.size, &placed)
+                .map_err(|error| self.contradiction(&error.to_string())),
             PartitionTable::Mbr(table) => {
                 let grown = placed.first().map(|(number, _, last)| (*number, *last));
                 table
@@ -330,7 +318,7 @@ impl<'a> DiskPlanner<'a> {
         partitions: &[TablePartition],
         placement: &Placement,
         commit: &[TableWrite],
-    ) -> Vec<RegionCopy> {
+    ) -> Result<Vec<RegionCopy>, Refusal> {
         let partitions_end = partitions
             .iter()
             .map(|partition| partition.range(self.image.logical_sector).end())
@@ -359,20 +347,18 @@ impl<'a> DiskPlanner<'a> {
             }
             let destination = match &region.kind {
                 RegionKind::Partition { number } => placement.range(*number, region.range),
-                _ => {
-                    // What is between partitions stays before the one that it was before.
-                    let shift = placement.shift(region.range.end());
-                    let start = region.range.start() + shift;
-                    ByteRange::between(start, start + region.range.len())
-                }
+                _ => placement
+                    .outside(region.range)
+                    .and_then(|start| ByteRange::new(start, region.range.len()).ok())
+                    .ok_or_else(|| self.contradiction(&format!("{} cannot move", region.range)))?,
             };
             copies.push(RegionCopy {
                 region: index,
                 destination,
-                last: last_parts(region, destination.start()),
+                last: last_parts(region, destination),
             });
         }
-        copies
+        Ok(copies)
     }
 
     fn planned(
@@ -421,10 +407,12 @@ fn place(write: &TableWrite) -> ByteRange {
     )
 }
 
-/// The parts of a region that are written last when it goes to `start`, relative to the disk, in order,
+/// The parts of a region that are written last when it goes to `destination`, relative to the disk, in order,
 /// not overlapping.
-fn last_parts(region: &Region, start: u64) -> Vec<ByteRange> {
-    let range = ByteRange::between(start, start + region.range.len());
+fn last_parts(region: &Region, destination: ByteRange) -> Vec<ByteRange> {
+    let start = destination.start();
+    let len = region.range.len().min(destination.len());
+    let range = ByteRange::between(start, start + len);
     let file_system = region.volume.as_ref().map(|volume| volume.file_system);
     let mut parts: Vec<ByteRange> = match region.kind {
         RegionKind::Gap => Vec::new(),
