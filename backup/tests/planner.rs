@@ -583,7 +583,7 @@ fn fits(source: &Source, target: u64) -> bool {
 fn has_room_for_table(source: &Source, target: u64) -> bool {
     let sector = source.sector.bytes();
     let table = 16384 / sector;
-    !source.gpt || target / sector >= 2 + table + 1 + table + 1
+    !source.gpt || target / sector > 2 * (table + 1) + 1
 }
 
 /// The partitions that can be made smaller, by a rule of its own: of the right kind, behind all that Windows or

@@ -118,6 +118,7 @@ const GROUPS: &[Group] = &[
     group("character sets that FAT asks for when it is mounted", Required,
         &["nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"]),
     group("XFS and Btrfs, which only grow while they are mounted", Required, &["xfs", "btrfs"]),
+    group("volumes that are made smaller: their tail is served to the tool", Required, &["fuse"]),
     group("UEFI boot entries", Required, &["efivarfs"]),
     group("files as disks", Required, &["loop"]),
     group("encrypted volumes that are opened with their key", Required, &["dm_crypt"]),

@@ -252,7 +252,7 @@ pub(crate) fn find_tool(name: &str) -> Result<PathBuf, Fault> {
         })
 }
 
-pub(super) fn failed(tool: &str, code: Option<i32>, output: &str) -> Fault {
+pub(crate) fn failed(tool: &str, code: Option<i32>, output: &str) -> Fault {
     let code = code.map_or_else(
         || "was killed".to_owned(),
         |code| format!("ended with {code}"),

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the order of writes. First the ranges that could make a disk start are made zero and
 //! flushed, and a marker says which restore is under way; then the data, flushed; then superblocks
-//! and boot sectors, flushed; then file systems grow; the partition table, or the first sector of a
+//! and boot sectors, flushed; then file systems are made smaller or larger; the partition table, or the first sector of a
 //! disk without one, is the last write. A power cut at any instant leaves a disk that does not start, and the same restore goes on where it was.
 //!
 //! Every byte is checked against its digest before it is written. Superblocks, boot sectors and tables
@@ -24,6 +24,7 @@ use crate::job::{Engine, JobError};
 use commit::Writes;
 use held::{Held, before_commit, contents};
 use lists::fetch_lists;
+use shrink::Tail;
 use work::Piece;
 use write::{Target, Writer};
 
@@ -33,6 +34,7 @@ mod fetch;
 mod held;
 mod lists;
 mod marker;
+mod shrink;
 mod volumes;
 mod work;
 mod write;
@@ -67,6 +69,7 @@ struct Restore<'a> {
     manifest: Manifest,
     plan: RestorePlan,
     pieces: Vec<Piece>,
+    tails: Vec<Tail>,
 }
 
 impl<'a> Restore<'a> {
@@ -101,13 +104,16 @@ impl<'a> Restore<'a> {
             .for_each(|line| log::info!("{line}"));
         plan.notes.iter().for_each(|note| log::info!("{note}"));
         engine.platform.check_tools(&plan)?;
+        shrink::check(&plan)?;
         let lists = fetch_lists(engine, restore_point, &manifest, &plan)?;
         let pieces = work::pieces(&plan, &manifest, &lists)?;
+        let tails = shrink::tails(&plan, &manifest, &lists)?;
         Ok(Self {
             engine,
             manifest,
             plan,
             pieces,
+            tails,
         })
     }
 
@@ -133,7 +139,7 @@ impl<'a> Restore<'a> {
         self.write_held(&targets, &held)?;
         self.verify(&targets, all, &held)?;
 
-        let mut sentences = Vec::new();
+        let mut sentences = shrink::shrink(self.engine, &targets, &self.tails)?;
         let writes = self.commit_writes(&targets, &held);
         drop(targets);
         self.finish_volumes(&mut sentences)?;
