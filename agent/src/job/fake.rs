@@ -42,6 +42,7 @@ pub(crate) struct FakeServer {
     pub(crate) manifests: Mutex<HashMap<RestorePointId, Vec<u8>>>,
     /// Chunks that were stored by uploads.
     pub(crate) uploaded: AtomicU64,
+    boot_files: Mutex<HashMap<String, Vec<u8>>>,
     /// Digests whose next answer is damaged on the wire only.
     pub(crate) noisy: Mutex<HashSet<Digest>>,
 }
@@ -76,6 +77,11 @@ impl FakeServer {
     /// A digest that is stored.
     pub(crate) fn any_digest(&self) -> Digest {
         *lock(&self.records).keys().max().unwrap()
+    }
+
+    /// Puts a file into the boot folder.
+    pub(crate) fn put_boot_file(&self, name: &str, bytes: &[u8]) {
+        lock(&self.boot_files).insert(name.to_owned(), bytes.to_vec());
     }
 
     /// Forgets a chunk.
@@ -163,6 +169,13 @@ impl ChunkServer for FakeServer {
 
     fn keys(&self) -> Result<Vec<VolumeKey>, RequestError> {
         Ok(Vec::new())
+    }
+
+    fn boot_file(&self, name: &str, limit: u64) -> Result<Vec<u8>, RequestError> {
+        let file = lock(&self.boot_files).get(name).cloned();
+        let file = file.ok_or_else(|| refused("not-found", name.to_owned()))?;
+        assert!(file.len() as u64 <= limit);
+        Ok(file)
     }
 
     fn publish(&self, manifest: &[u8]) -> Result<(), RequestError> {

@@ -158,6 +158,9 @@ fn keys(job: &Job, context: &Context, server: &dyn ChunkServer) -> Result<Vec<Vo
         let asked = server.keys();
         keys.extend(asked.map_err(Fault::server("asking for the keys of encrypted volumes"))?);
     }
+    if !keys.is_empty() {
+        crate::at_need::bring(server)?;
+    }
     unlock::check(&keys).map_err(|error| Fault::NotAsPlanned(error.to_string()))?;
     Ok(keys)
 }

@@ -16,6 +16,7 @@ use backup::units::HumanBytes;
 use backup::{ByteRange, Digest};
 use protocol::progress::Stage;
 
+use crate::at_need;
 use crate::boot_repair;
 use crate::device::{Access, io_error};
 use crate::job::error::{Fault, Touched, report};
@@ -103,6 +104,9 @@ impl<'a> Restore<'a> {
             .lines()
             .for_each(|line| log::info!("{line}"));
         plan.notes.iter().for_each(|note| log::info!("{note}"));
+        if at_need::is_needed_by(&plan) {
+            at_need::bring(engine.server)?;
+        }
         engine.platform.check_tools(&plan)?;
         shrink::check(&plan)?;
         let lists = fetch_lists(engine, restore_point, &manifest, &plan)?;

@@ -320,9 +320,9 @@ fn a_chunk_damaged_on_the_wire_only_is_asked_for_again() {
 fn a_disk_that_is_too_small_is_refused_untouched() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = captured(folder.path());
-    let target = make_target(folder.path(), "target", SOURCE - 16 * MIB);
+    let target = make_target(folder.path(), "target", SOURCE / 2);
     let before = fs::read(&target).unwrap();
-    bench.inventory.disks = vec![disk("target", SOURCE - 16 * MIB)];
+    bench.inventory.disks = vec![disk("target", SOURCE / 2)];
     let error = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap_err();
     assert_eq!(error.code, "refused");
     assert!(
