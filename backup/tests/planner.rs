@@ -163,6 +163,7 @@ impl Source {
                             block_size: 4096,
                             size: len,
                             used: None,
+                            sector_size: own_sector(file_system, self.sector),
                         }),
                         used: if part.whole {
                             Err(backup::filesystem::Doubt::Untrusted("dirty".to_owned()))
@@ -209,6 +210,12 @@ impl Source {
                 .collect(),
         }
     }
+}
+
+/// As `mkfs` chooses it on such a disk.
+fn own_sector(file_system: FileSystemKind, disk: SectorSize) -> Option<u32> {
+    use FileSystemKind::{Fat32, Ntfs, Xfs};
+    matches!(file_system, Fat32 | Ntfs | Xfs).then_some(disk.bytes() as u32)
 }
 
 fn sources() -> impl Strategy<Value = Source> {
@@ -300,7 +307,7 @@ fn judge(
     plan: &DiskPlan,
 ) -> Result<Vec<(u32, u64, u64)>, String> {
     let ensure = |holds: bool, what: &str| ensure(plan, holds, what);
-    let sector = source.sector.bytes();
+    let sector = plan.target.logical_sector.bytes();
     let whole = ByteRange::between(0, plan.target.size);
     let mut taken: Vec<ByteRange> = plan.copies.iter().map(|copy| copy.destination).collect();
     taken.extend(plan.commit.iter().map(place));
@@ -329,7 +336,9 @@ fn judge(
             (copy.destination.len() < region.range.len()) == is_cut,
             "long enough, but for what is made smaller",
         )?;
-        let len = region.range.len().min(copy.destination.len());
+        // To the end of its last sector.
+        let len = region.range.len().next_multiple_of(sector);
+        let len = len.min(copy.destination.len());
         let content = ByteRange::new(copy.destination.start(), len).unwrap();
         for last in &copy.last {
             ensure(content.contains(*last), "last parts inside the content")?;
@@ -386,7 +395,7 @@ fn judge(
         })
         .collect();
     let table = if source.gpt {
-        by_gpt_crate(source, plan)
+        by_gpt_crate(plan)
     } else {
         by_mbrman(plan)
     };
@@ -515,14 +524,15 @@ fn restored(plan: &DiskPlan) -> Vec<u8> {
 }
 
 /// Number, first and last LBA; the crate checks every CRC of both copies.
-fn by_gpt_crate(source: &Source, plan: &DiskPlan) -> Vec<(u32, u64, u64)> {
-    let block = match source.sector {
+fn by_gpt_crate(plan: &DiskPlan) -> Vec<(u32, u64, u64)> {
+    let sector = plan.target.logical_sector;
+    let block = match sector {
         SectorSize::S512 => gpt::disk::LogicalBlockSize::Lb512,
         _ => gpt::disk::LogicalBlockSize::Lb4096,
     };
-    let sectors = plan.target.size / source.sector.bytes();
+    let sectors = plan.target.size / sector.bytes();
     let mut bytes = restored(plan);
-    bytes.truncate((sectors * source.sector.bytes()) as usize);
+    bytes.truncate((sectors * sector.bytes()) as usize);
     assert_eq!(bytes[..440], noise(1, 440));
     let protective = u32::from_le_bytes(bytes[458..462].try_into().unwrap());
     assert_eq!(u64::from(protective), sectors - 1);
@@ -883,6 +893,77 @@ proptest! {
     }
 }
 
+/// Whether a disk can be carried over to sectors of another size, by a rule of its own.
+fn works_with(source: &Source, other: SectorSize) -> bool {
+    use FileSystemKind::{Btrfs, Ext4, Fat32, Xfs};
+    source.gpt
+        && source.parts.iter().all(|part| {
+            let start = part.first * source.sector.bytes();
+            start.is_multiple_of(other.bytes())
+                && start >= 2 * other.bytes() + 16384
+                && match part.file_system {
+                    Some(Ext4 | Btrfs) => true,
+                    Some(Xfs) => other < source.sector,
+                    Some(Fat32) => start >= MIB,
+                    _ => false,
+                }
+        })
+}
+
+proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(600))]
+
+    #[test]
+    fn sectors_of_another_size_are_planned_where_everything_works_with_them(
+        source in sources(), aligned in prop::bool::weighted(0.8), grown in 100_000u64..9_000_000,
+        policy in policies(),
+    ) {
+        let mut source = source;
+        if aligned {
+            // Each begins on 4096 bytes, in the same order.
+            let mut shift = 0;
+            for part in &mut source.parts {
+                let at = (part.first + shift).next_multiple_of(8);
+                shift = at - part.first;
+                part.first = at;
+            }
+            source.sectors += shift;
+        }
+        let other = if source.sector == S512 { SectorSize::S4096 } else { S512 };
+        let image = source.image(0);
+        let manifest = manifest(vec![image.clone()]);
+        let target = machine(vec![disk("sda", source.size() + grown, other)]);
+        let choices = Choices { extra_space: policy, ..Choices::default() };
+        match plan_restore(&manifest, &target, &choices) {
+            Err(refusals) => {
+                prop_assert!(!works_with(&source, other), "{:?}", refusals);
+                prop_assert_eq!(codes(&refusals), [ReasonCode::SectorSize]);
+            }
+            Ok(plan) => {
+                prop_assert!(works_with(&source, other));
+                let plan = &plan.disks[0];
+                let partitions = judge(&source, &image, plan)
+                    .map_err(proptest::test_runner::TestCaseError::fail)?;
+                let (old, new) = (source.sector.bytes(), other.bytes());
+                let mut shift = 0;
+                for (part, (number, first, last)) in source.parts.iter().zip(partitions) {
+                    prop_assert_eq!(first * new, part.first * old + shift);
+                    let more = (last + 1) * new - (first * new + part.sectors * old);
+                    let grown = plan.grow.iter().any(|grow| grow.partition == number);
+                    prop_assert!(grown || more < new, "{} more", more);
+                    if grown && policy == ExtraSpace::Proportional {
+                        shift += more / MIB * MIB;
+                    }
+                    let changed = plan.sectors.iter().any(|one| one.partition == number);
+                    prop_assert_eq!(changed, part.file_system == Some(FileSystemKind::Fat32));
+                }
+                let copied = plan.copies.len();
+                prop_assert_eq!(copied, source.parts.len());
+            }
+        }
+    }
+}
+
 fn codes(refusals: &[Refusal]) -> Vec<ReasonCode> {
     refusals.iter().map(|refusal| refusal.code).collect()
 }
@@ -1095,6 +1176,68 @@ fn a_backup_of_the_other_firmware_is_restored_when_someone_insists() {
         "{:?}",
         plan.notes
     );
+}
+
+#[test]
+fn what_counts_in_sectors_is_refused_on_a_disk_with_others() {
+    let one = |file_system| Source {
+        parts: vec![Part {
+            first: 2048,
+            sectors: 60 * 2048,
+            file_system,
+            whole: false,
+            used: 5000,
+        }],
+        ..debian()
+    };
+    let planned = |source: &Source, change: fn(&mut DiskImage), firmware| {
+        let mut image = source.image(0);
+        change(&mut image);
+        let mut manifest = manifest(vec![image]);
+        manifest.firmware.kind = firmware;
+        let mut target = machine(vec![disk("sda", 80 * MIB, SectorSize::S4096)]);
+        target.firmware = firmware;
+        plan_restore(&manifest, &target, &Choices::default())
+    };
+    let refused = |source: &Source, change: fn(&mut DiskImage), firmware, words: &str| {
+        let refusals = planned(source, change, firmware).unwrap_err();
+        assert_eq!(codes(&refusals), [ReasonCode::SectorSize], "{words}");
+        assert!(refusals[0].text.contains(words), "{words}: {}", refusals[0]);
+    };
+    let uefi = FirmwareKind::Uefi;
+    let ext4 = one(Some(FileSystemKind::Ext4));
+    assert!(planned(&ext4, |_| (), uefi).is_ok());
+    refused(&ext4, |_| (), FirmwareKind::Bios, "BIOS");
+    let small: fn(&mut DiskImage) = |image| {
+        image.regions[1].volume.as_mut().unwrap().block_size = 1024;
+    };
+    refused(&ext4, small, uefi, "blocks of 1024 bytes");
+    let fat = one(Some(FileSystemKind::Fat32));
+    assert!(planned(&fat, |_| (), uefi).is_ok());
+    refused(&fat, small, uefi, "clusters of 1024 bytes");
+    refused(&one(Some(FileSystemKind::Ntfs)), |_| (), uefi, "NTFS");
+    refused(
+        &one(Some(FileSystemKind::Xfs)),
+        |_| (),
+        uefi,
+        "sectors of 512 bytes",
+    );
+    let unknown: fn(&mut DiskImage) = |image| {
+        image.regions[1].volume.as_mut().unwrap().sector_size = None;
+    };
+    refused(
+        &one(Some(FileSystemKind::Xfs)),
+        unknown,
+        uefi,
+        "does not say",
+    );
+    let large: fn(&mut DiskImage) = |image| {
+        image.regions[1].volume.as_mut().unwrap().sector_size = Some(4096);
+    };
+    assert!(planned(&one(Some(FileSystemKind::Xfs)), large, uefi).is_ok());
+    refused(&one(None), |_| (), uefi, "nobody knows");
+    let pc = Source { gpt: false, ..ext4 };
+    refused(&pc, |_| (), uefi, "PC partition table");
 }
 
 #[test]

@@ -71,6 +71,7 @@ fn volume(file_system: FileSystemKind, size: u64) -> Volume {
         block_size: 4096,
         size,
         used: None,
+        sector_size: None,
     }
 }
 

@@ -258,7 +258,7 @@ impl BlockDevice for Mirrored {
 /// A machine whose disks are image files in a folder, named as in the inventory.
 pub(crate) struct ImageMachine {
     folder: PathBuf,
-    sector: SectorSize,
+    pub(crate) sector: SectorSize,
     pub(crate) variables: Option<MemoryVariables>,
 }
 

@@ -35,6 +35,7 @@ mod fetch;
 mod held;
 mod lists;
 mod marker;
+mod sectors;
 mod shrink;
 mod volumes;
 mod work;
@@ -144,6 +145,7 @@ impl<'a> Restore<'a> {
         self.verify(&targets, all, &held)?;
 
         let mut sentences = shrink::shrink(self.engine, &targets, &self.tails)?;
+        sentences.extend(sectors::change(self.engine, &targets, &self.plan.disks)?);
         let writes = self.commit_writes(&targets, &held);
         drop(targets);
         self.finish_volumes(&mut sentences)?;

@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ByteRange;
 use crate::hardware::Disk;
 use crate::manifest::{Blob, FileSystemKind, RestorePointId};
+use crate::{ByteRange, SectorSize};
 
 mod assign;
 pub mod capture;
@@ -17,6 +17,7 @@ mod picture;
 mod placement;
 pub mod reads;
 pub mod restore;
+mod sectors;
 mod shrink;
 pub mod volumes;
 
@@ -140,6 +141,9 @@ pub struct DiskPlan {
     /// moves there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shrink: Vec<Shrink>,
+    /// File systems whose own sectors get another size, before the commit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sectors: Vec<SectorChange>,
     /// The commit, in this order, each flushed: backup GPT, primary GPT, first sector.
     pub commit: Vec<TableWrite>,
 }
@@ -211,6 +215,17 @@ pub struct Shrink {
     pub from: u64,
     /// The size of its partition, in bytes.
     pub to: u64,
+}
+
+/// A file system that counts in sectors, for a disk whose sectors have another size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SectorChange {
+    /// The partition's number.
+    pub partition: u32,
+    /// Which file system.
+    pub file_system: FileSystemKind,
+    /// The sectors that it gets.
+    pub to: SectorSize,
 }
 
 /// Bytes of a partition table at their place.

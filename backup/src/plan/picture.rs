@@ -60,6 +60,14 @@ impl RestorePlan {
                     HumanBytes(shrink.to)
                 ));
             }
+            for change in &plan.sectors {
+                lines.push(format!(
+                    "  Partition {}: {} gets sectors of {} bytes.",
+                    change.partition,
+                    change.file_system,
+                    change.to.bytes()
+                ));
+            }
             lines.push(String::new());
         }
         for note in &self.notes {

@@ -11,11 +11,11 @@
 //! 2. `copies` without their `last` parts. A partition may lie over an invalidated range (the first
 //!    MiB of an MBR disk, the last MiB of any): its bytes come after the zeros, so they stay.
 //! 3. the `last` parts of all copies: superblocks, boot sectors, and what lies in the first MiB.
-//! 4. `shrink`, then `grow`, on the partitions' ranges, while there is still no table.
+//! 4. `shrink`, then `sectors`, then `grow`, on the partitions' ranges, while there is still no table.
 //! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
 //!    `commit`: there the first sector is kept back in step 3 and written here.
 //!
-//! What is *not* here: who grows (`placement`), who is made smaller (`shrink`).
+//! What is *not* here: who grows (`placement`), who is made smaller (`shrink`), other sector sizes (`sectors`).
 
 use crate::ByteRange;
 use crate::filesystem::heads;
@@ -26,11 +26,11 @@ use crate::manifest::{
 };
 use crate::plan::assign::assign;
 use crate::plan::placement::{Placement, Room};
-use crate::plan::volumes;
 use crate::plan::{
     Choices, DiskPlan, ExtraSpace, FirmwareChoice, PlannedPartition, ReasonCode, Refusal,
     RegionCopy, RestorePlan, TableWrite,
 };
+use crate::plan::{sectors, volumes};
 use crate::units::HumanBytes;
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -58,10 +58,7 @@ pub fn plan_restore(
         Err(more) => refusals.extend(more),
         Ok(targets) => {
             for (image, target) in manifest.disks.iter().zip(targets) {
-                let mut planner = DiskPlanner::new(image, target, &mut notes);
-                planner.volumes = &manifest.logical_volumes;
-                planner.extra_space = choices.extra_space;
-                match planner.plan() {
+                match plan_disk(manifest, image, target, choices, &mut notes) {
                     Ok(plan) => disks.push(plan),
                     Err(refusal) => refusals.push(refusal),
                 }
@@ -77,6 +74,31 @@ pub fn plan_restore(
     } else {
         Err(refusals)
     }
+}
+
+fn plan_disk(
+    manifest: &Manifest,
+    image: &DiskImage,
+    target: &crate::hardware::Disk,
+    choices: &Choices,
+    notes: &mut Vec<String>,
+) -> Result<DiskPlan, Refusal> {
+    let to = target.logical_sector;
+    let converted = if image.logical_sector == to {
+        None
+    } else {
+        // A table for other sectors than its disk's is a contradiction, whatever the target's are.
+        DiskPlanner::new(image, target, notes).table_partitions()?;
+        let firmware = manifest.firmware.kind;
+        Some(sectors::converted(image, firmware, to, notes)?)
+    };
+    let image = converted.as_ref().map_or(image, |other| &other.image);
+    let mut planner = DiskPlanner::new(image, target, notes);
+    planner.volumes = &manifest.logical_volumes;
+    planner.extra_space = choices.extra_space;
+    let mut plan = planner.plan()?;
+    plan.sectors = converted.map_or_else(Vec::new, |other| other.changes);
+    Ok(plan)
 }
 
 pub(super) fn refusal(code: ReasonCode, text: String) -> Refusal {
@@ -145,7 +167,6 @@ impl<'a> DiskPlanner<'a> {
     }
 
     fn plan(mut self) -> Result<DiskPlan, Refusal> {
-        self.check_sector_size()?;
         let partitions = self.table_partitions()?;
         let last = partitions.iter().max_by_key(|partition| partition.last_lba);
         let room = Room {
@@ -174,6 +195,7 @@ impl<'a> DiskPlanner<'a> {
             partitions: planned,
             grow: placement.grow,
             shrink: placement.shrink,
+            sectors: Vec::new(),
             commit,
         };
         check(&plan, self.size).map_err(|reason| self.contradiction(&reason))?;
@@ -192,22 +214,6 @@ impl<'a> DiskPlanner<'a> {
                 self.image.number
             ),
         )
-    }
-
-    fn check_sector_size(&self) -> Result<(), Refusal> {
-        if self.image.logical_sector == self.target.logical_sector {
-            return Ok(());
-        }
-        Err(refusal(
-            ReasonCode::SectorSize,
-            format!(
-                "Disk {} of the backup has sectors of {} bytes, {} has {}. The layout is not converted yet; use a disk with the same sector size.",
-                self.image.number,
-                self.sector(),
-                self.target.describe(),
-                self.target.logical_sector.bytes()
-            ),
-        ))
     }
 
     /// The table's partitions, each with its region and the other way round.
