@@ -21,6 +21,8 @@ fn all_codes() -> Vec<ReasonCode> {
         | ReasonCode::Architecture
         | ReasonCode::ReadOnly
         | ReasonCode::TableUnsupported
+        | ReasonCode::VolumeNotFound
+        | ReasonCode::VolumeUnsupported
         | ReasonCode::MemberDisk => code,
     };
     [
@@ -34,6 +36,8 @@ fn all_codes() -> Vec<ReasonCode> {
         ReasonCode::Architecture,
         ReasonCode::ReadOnly,
         ReasonCode::TableUnsupported,
+        ReasonCode::VolumeNotFound,
+        ReasonCode::VolumeUnsupported,
         ReasonCode::MemberDisk,
     ]
     .map(listed)

@@ -38,6 +38,7 @@ fn disk(name: &str, size: u64, sector: SectorSize) -> Disk {
         physical_sector: 4096,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     }
 }
 

@@ -28,6 +28,7 @@ fn disk(name: &str, size: u64) -> Disk {
         physical_sector: 512,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     }
 }
 

@@ -403,6 +403,7 @@ pub(crate) fn disk(name: &str, size: u64) -> Disk {
         physical_sector: 512,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     }
 }
 

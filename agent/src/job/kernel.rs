@@ -93,7 +93,11 @@ impl Platform for Kernel {
             .partitions
             .iter()
             .filter(|one| grows(one) || is_esp(one));
-        let added = Added::new(&disk.target.name, needed)?;
+        let added = if disk.keeps_table {
+            Added::known(&disk.target.name, needed)?
+        } else {
+            Added::new(&disk.target.name, needed)?
+        };
         let mut sentences = Vec::new();
         for grow in &disk.grow {
             sentences.extend(grow_file_system(&added.node(grow.partition), grow)?);
@@ -195,6 +199,31 @@ impl Added {
             wait_for(&added.node(*number))?;
         }
         Ok(added)
+    }
+
+    /// Partitions of the table that is there; nothing to add.
+    fn known<'p>(
+        disk: &str,
+        partitions: impl Iterator<Item = &'p PlannedPartition>,
+    ) -> Result<Self, Fault> {
+        let known = Self {
+            disk: disk.to_owned(),
+            numbers: Vec::new(),
+        };
+        let partitions: Vec<_> = partitions.collect();
+        if partitions.is_empty() {
+            return Ok(known);
+        }
+        // What the kernel remembers of their content is from before.
+        let device = open_exclusively(disk, Access::Write)?;
+        device
+            .reread_table()
+            .map_err(|error| known.fault("read the table again", &error))?;
+        drop(device);
+        for partition in partitions {
+            wait_for(&known.node(partition.number))?;
+        }
+        Ok(known)
     }
 
     fn fault(&self, what: &str, error: &io::Error) -> Fault {

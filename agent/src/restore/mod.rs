@@ -127,7 +127,12 @@ impl<'a> Restore<'a> {
         let known = self.read_markers(&targets)?;
         self.engine.check_cancelled()?;
 
-        *touched = Touched::Begun;
+        let only_volumes = self.plan.disks.iter().all(|plan| plan.keeps_table);
+        *touched = if only_volumes {
+            Touched::Volumes
+        } else {
+            Touched::Begun
+        };
         for ((target, plan), known) in targets.iter_mut().zip(&self.plan.disks).zip(&known) {
             invalidate(target, plan, &self.plan.restore_point, *known)?;
         }
@@ -173,7 +178,7 @@ impl<'a> Restore<'a> {
         let disks = self.plan.disks.iter().zip(targets).enumerate();
         disks
             .map(|(disk, (plan, target))| {
-                let place = marker::place(target.device.size());
+                let place = target.marker;
                 let reserved =
                     place.map(|place| contents(held, disk, place, "the marker's sector"));
                 let first = target
@@ -203,12 +208,15 @@ impl<'a> Restore<'a> {
                 )));
             }
             let first = ByteRange::between(0, device.sector().bytes());
-            let first = plan.commit.is_empty().then_some(first);
-            let last = work::last_ranges(plan, marker::place(device.size()), first);
+            let first = (plan.commit.is_empty() && !plan.keeps_table).then_some(first);
+            // Where other partitions stay, there is no place for a marker that is surely nobody's.
+            let marker = marker::place(device.size()).filter(|_| !plan.keeps_table);
+            let last = work::last_ranges(plan, marker, first);
             targets.push(Target {
                 device,
                 last,
                 first,
+                marker,
             });
         }
         Ok(targets)
@@ -219,7 +227,7 @@ impl<'a> Restore<'a> {
         let mut known = Vec::with_capacity(targets.len());
         for (target, plan) in targets.iter().zip(&self.plan.disks) {
             let device = target.device.as_ref();
-            let Some(place) = marker::place(device.size()) else {
+            let Some(place) = target.marker else {
                 known.push(false);
                 continue;
             };
@@ -413,7 +421,7 @@ fn invalidate(
     known: bool,
 ) -> Result<(), Fault> {
     let device = target.device.as_ref();
-    let place = marker::place(device.size());
+    let place = target.marker;
     let spared = if known { place } else { None };
     // Two steps: what starts the disk is gone before anything else of it is.
     for ranges in [&plan.invalidate, &target.last] {

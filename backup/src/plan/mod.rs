@@ -12,6 +12,7 @@ use crate::{ByteRange, SectorSize};
 mod assign;
 pub mod capture;
 pub mod kept;
+pub mod mapping;
 pub mod members;
 mod picture;
 mod placement;
@@ -32,6 +33,9 @@ pub struct Choices {
     pub extra_space: ExtraSpace,
     /// Whether a backup of the other type of firmware is restored all the same.
     pub firmware: FirmwareChoice,
+    /// Volumes that go to partitions which are there, and nothing else does; or volumes that are left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<mapping::VolumeChoice>,
 }
 
 /// Who gets the room that a larger disk has more than the source.
@@ -93,6 +97,10 @@ pub enum ReasonCode {
     ReadOnly,
     /// The backup's own table is damaged or of a kind that can not be rebuilt.
     TableUnsupported,
+    /// The volume or partition that was chosen is not there.
+    VolumeNotFound,
+    /// The volume that was chosen cannot go to a partition by itself.
+    VolumeUnsupported,
     /// A disk to be captured is a member of a RAID, a pool or a set of dynamic disks.
     MemberDisk,
 }
@@ -125,6 +133,9 @@ pub struct DiskPlan {
     pub source: u32,
     /// The target as it was in the inventory; the agent checks it again before it writes.
     pub target: Disk,
+    /// Whether the table that is there stays, and all that is outside of [`Self::partitions`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_table: bool,
     /// Made zero and flushed before anything else, so that the disk does not boot: the first MiB
     /// (or all of a smaller disk) and the place of the backup GPT.
     pub invalidate: Vec<ByteRange>,

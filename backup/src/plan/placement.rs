@@ -216,19 +216,9 @@ impl Room<'_> {
 
     /// How large the file system of a partition can become at most; `None` when it cannot grow.
     fn most(&self, number: u32) -> Option<u64> {
-        let volume = self
-            .region_of(number)
-            .filter(|region| region.coverage == Coverage::UsedBlocks)
+        self.region_of(number)
             .filter(|region| region.range.start() >= MIB)
-            .and_then(|region| region.volume.as_ref())
-            .filter(|volume| can_grow(volume.file_system) && volume.block_size > 0)?;
-        Some(match volume.file_system {
-            // Their limits are past those of any disk.
-            FileSystemKind::Xfs | FileSystemKind::Btrfs => u64::MAX,
-            // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits; so does
-            // Windows with the clusters of NTFS.
-            _ => u64::from(u32::MAX) * u64::from(volume.block_size),
-        })
+            .and_then(most)
     }
 
     fn note_unused(&self, last: &TablePartition, why: &str, notes: &mut Vec<String>) {
@@ -269,6 +259,22 @@ impl Room<'_> {
         let kind = RegionKind::Partition { number };
         self.image.regions.iter().find(|region| region.kind == kind)
     }
+}
+
+/// How large a region's file system can become at most; `None` when it cannot grow.
+pub(super) fn most(region: &Region) -> Option<u64> {
+    let volume = region
+        .volume
+        .as_ref()
+        .filter(|_| region.coverage == Coverage::UsedBlocks)
+        .filter(|volume| can_grow(volume.file_system) && volume.block_size > 0)?;
+    Some(match volume.file_system {
+        // Their limits are past those of any disk.
+        FileSystemKind::Xfs | FileSystemKind::Btrfs => u64::MAX,
+        // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits; so does
+        // Windows with the clusters of NTFS.
+        _ => u64::from(u32::MAX) * u64::from(volume.block_size),
+    })
 }
 
 /// Whether the environment has a tool that makes it larger.

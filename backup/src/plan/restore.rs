@@ -15,7 +15,7 @@
 //! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
 //!    `commit`: there the first sector is kept back in step 3 and written here.
 //!
-//! What is *not* here: who grows (`placement`), who is made smaller (`shrink`), other sector sizes (`sectors`).
+//! What is *not* here: chosen volumes onto partitions that are there (`mapping`), who grows (`placement`), who is made smaller (`shrink`), other sector sizes (`sectors`).
 
 use crate::ByteRange;
 use crate::filesystem::heads;
@@ -30,7 +30,7 @@ use crate::plan::{
     Choices, DiskPlan, ExtraSpace, FirmwareChoice, PlannedPartition, ReasonCode, Refusal,
     RegionCopy, RestorePlan, TableWrite,
 };
-use crate::plan::{sectors, volumes};
+use crate::plan::{mapping, sectors, volumes};
 use crate::units::HumanBytes;
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -45,7 +45,12 @@ pub fn plan_restore(
     choices: &Choices,
 ) -> Result<RestorePlan, Vec<Refusal>> {
     let mut notes = manifest.encrypt_again();
-    let mut refusals = machine_refusals(manifest, target, choices, &mut notes);
+    // Where only volumes go onto partitions that are there, nothing has to start from them.
+    let mut refusals = if choices.maps_volumes() {
+        Vec::new()
+    } else {
+        machine_refusals(manifest, target, choices, &mut notes)
+    };
     if let Err(error) = manifest.check() {
         refusals.push(refusal(
             ReasonCode::TableUnsupported,
@@ -54,6 +59,21 @@ pub fn plan_restore(
         return Err(refusals);
     }
     let mut disks = Vec::new();
+    if choices.maps_volumes() {
+        let disks = mapping::plan_volumes(manifest, target, choices, &mut notes)?;
+        for plan in &disks {
+            check(plan, plan.target.size)
+                .map_err(|reason| vec![refusal(ReasonCode::VolumeUnsupported, reason)])?;
+        }
+        return Ok(RestorePlan {
+            restore_point: manifest.id.clone(),
+            disks,
+            notes,
+        });
+    }
+    for choice in &choices.volumes {
+        refusals.extend(mapping::source(manifest, choice).err());
+    }
     match assign(&manifest.disks, &target.disks, choices) {
         Err(more) => refusals.extend(more),
         Ok(targets) => {
@@ -97,8 +117,42 @@ fn plan_disk(
     planner.volumes = &manifest.logical_volumes;
     planner.extra_space = choices.extra_space;
     let mut plan = planner.plan()?;
-    plan.sectors = converted.map_or_else(Vec::new, |other| other.changes);
+    plan.sectors = converted
+        .as_ref()
+        .map_or_else(Vec::new, |other| other.changes.clone());
+    for choice in &choices.volumes {
+        if choice.disk == image.number {
+            leave_out(&mut plan, image, choice.partition, notes);
+        }
+    }
     Ok(plan)
+}
+
+/// Takes a volume out of a plan: its partition is made, and nothing is in it.
+fn leave_out(plan: &mut DiskPlan, image: &DiskImage, number: u32, notes: &mut Vec<String>) {
+    let kind = RegionKind::Partition { number };
+    let is_it = |copy: &RegionCopy| {
+        let region = image.regions.get(copy.region as usize);
+        region.is_some_and(|region| region.kind == kind)
+    };
+    plan.copies.retain(|copy| !is_it(copy));
+    plan.grow.retain(|grow| grow.partition != number);
+    plan.shrink.retain(|shrink| shrink.partition != number);
+    plan.sectors.retain(|change| change.partition != number);
+    for partition in &mut plan.partitions {
+        if partition.number == number {
+            partition.file_system = None;
+            // No sign of what was there before is left.
+            let end = partition.range.start() + partition.range.len().min(MIB);
+            plan.invalidate
+                .push(ByteRange::between(partition.range.start(), end));
+        }
+    }
+    plan.invalidate = in_order(std::mem::take(&mut plan.invalidate));
+    notes.push(format!(
+        "Partition {number} of {} is made and left empty, as it was asked for.",
+        plan.target.name
+    ));
 }
 
 pub(super) fn refusal(code: ReasonCode, text: String) -> Refusal {
@@ -188,7 +242,12 @@ impl<'a> DiskPlanner<'a> {
         let planned = self.planned(&partitions, &placement);
         let plan = DiskPlan {
             source: self.image.number,
-            target: self.target.clone(),
+            // What is on it is overwritten: an interrupted restore finds another table, and is the same one.
+            target: crate::hardware::Disk {
+                partitions: Vec::new(),
+                ..self.target.clone()
+            },
+            keeps_table: false,
             invalidate: self.invalidate(&commit),
             copies,
             areas,
@@ -415,7 +474,7 @@ fn place(write: &TableWrite) -> ByteRange {
 
 /// The parts of a region that are written last when it goes to `destination`, relative to the disk, in order,
 /// not overlapping.
-fn last_parts(region: &Region, destination: ByteRange) -> Vec<ByteRange> {
+pub(super) fn last_parts(region: &Region, destination: ByteRange) -> Vec<ByteRange> {
     let start = destination.start();
     let len = region.range.len().min(destination.len());
     let range = ByteRange::between(start, start + len);

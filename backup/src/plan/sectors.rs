@@ -121,7 +121,11 @@ fn rounded(range: ByteRange, to: SectorSize) -> Option<ByteRange> {
 }
 
 /// Whether a region's content has to be changed for such sectors; why it cannot.
-fn works(region: &Region, table: &PartitionTable, to: SectorSize) -> Result<bool, String> {
+pub(super) fn works(
+    region: &Region,
+    table: &PartitionTable,
+    to: SectorSize,
+) -> Result<bool, String> {
     let content = &region.content;
     if matches!(region.coverage, Coverage::LeftOut { .. }) || content.data_bytes == 0 {
         return Ok(false);

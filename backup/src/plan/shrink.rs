@@ -220,8 +220,12 @@ impl Room<'_> {
     }
 }
 
-/// Why a region's file system cannot be made smaller, if so.
+/// Why a region's file system cannot be made smaller where it is, if so.
 fn why_not(region: &Region) -> Option<String> {
+    why_not_at(region, region.range.start())
+}
+
+fn why_not_at(region: &Region, start: u64) -> Option<String> {
     let Some(volume) = &region.volume else {
         return Some("it has no file system that is known here".to_owned());
     };
@@ -236,7 +240,7 @@ fn why_not(region: &Region) -> Option<String> {
             | FileSystemKind::Btrfs,
             coverage,
         ) => match coverage {
-            Coverage::UsedBlocks if region.range.start() < MIB => Some(format!(
+            Coverage::UsedBlocks if start < MIB => Some(format!(
                 "its {kind} begins within the disk's first MiB, where an unfinished restore leaves its mark"
             )),
             Coverage::UsedBlocks => None,
@@ -247,8 +251,13 @@ fn why_not(region: &Region) -> Option<String> {
     }
 }
 
+/// Why a region's file system cannot be made smaller wherever it goes, if so.
+pub(super) fn kept_whole(region: &Region) -> Option<String> {
+    why_not_at(region, MIB)
+}
+
 /// The least bytes that its partition has to have, as far as that can be told before.
-fn least(region: &Region) -> u64 {
+pub(super) fn least(region: &Region) -> u64 {
     let saved = region
         .content
         .data_bytes
