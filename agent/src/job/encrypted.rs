@@ -39,7 +39,7 @@ pub(crate) fn open(
     place: &str,
 ) -> Result<Box<dyn BlockDevice>, Fault> {
     find_tool(TOOL)?;
-    for module in ["loop", "dm_mod", "dm_crypt"] {
+    for module in ["dm_mod", "dm_crypt"] {
         if let Err(error) = crate::drivers::load(module) {
             log::warn!("{module}: {}", chain(&error));
         }

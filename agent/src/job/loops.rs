@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use backup::ByteRange;
 
 use crate::device::Access;
+use crate::log::chain;
 use crate::sys;
 
 /// How often another loop device is tried when one was taken meanwhile.
@@ -18,6 +19,9 @@ const TRIES: usize = 16;
 /// # Errors
 /// What the kernel says.
 pub(crate) fn attach(node: &Path, range: ByteRange, access: Access) -> io::Result<(File, PathBuf)> {
+    if let Err(error) = crate::drivers::load("loop") {
+        log::debug!("loop: {}", chain(&error));
+    }
     let is_writable = access == Access::Write;
     let open = |path: &Path| OpenOptions::new().read(true).write(is_writable).open(path);
     let backing = open(node)?;

@@ -46,6 +46,8 @@ mod crash_tests;
 #[cfg(test)]
 mod loop_tests;
 #[cfg(test)]
+mod mapping_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod volume_tests;

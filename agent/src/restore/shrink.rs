@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use backup::chunk::{ChunkList, Content};
 use backup::filesystem::detect::detect;
 use backup::filesystem::{Section, survey_volume};
-use backup::manifest::{FileSystemKind, Manifest, RegionKind};
+use backup::manifest::{FileSystemKind, Manifest};
 use backup::plan::{DiskPlan, RestorePlan, Shrink};
 use backup::units::HumanBytes;
 use backup::{ByteRange, Digest};
@@ -59,13 +59,10 @@ pub(super) fn tails(
         let image = manifest.disks.get(disk_plan.source as usize);
         let image = image.ok_or_else(|| misfit("no such source disk"))?;
         for shrink in &disk_plan.shrink {
-            let kind = RegionKind::Partition {
-                number: shrink.partition,
-            };
             let copies = disk_plan.copies.iter();
             let found = copies
-                .filter_map(|copy| Some((copy, image.regions.get(copy.region as usize)?)))
-                .find(|(_, region)| region.kind == kind);
+                .filter(|copy| is_place_of(disk_plan, shrink, copy.destination))
+                .find_map(|copy| Some((copy, image.regions.get(copy.region as usize)?)));
             let (copy, region) = found.ok_or_else(|| misfit("no region to make smaller"))?;
             let list = lists.get(&region.content.digest);
             let list = list.ok_or_else(|| misfit("no chunk list"))?;
@@ -90,15 +87,16 @@ pub(super) fn tails(
     Ok(tails)
 }
 
-/// Whether a chunk of a region has no place on the disk, or not as a whole: then it is in a [`Tail`].
-pub(super) fn is_in_tail(plan: &DiskPlan, kind: &RegionKind, front: u64, chunk: ByteRange) -> bool {
-    let is_cut = |shrink: &Shrink| {
-        *kind
-            == RegionKind::Partition {
-                number: shrink.partition,
-            }
-    };
-    chunk.end() > front && plan.shrink.iter().any(is_cut)
+/// Whether a part of the disk is the partition of a volume that is made smaller.
+fn is_place_of(plan: &DiskPlan, shrink: &Shrink, place: ByteRange) -> bool {
+    let mut partitions = plan.partitions.iter();
+    partitions.any(|one| one.number == shrink.partition && one.range == place)
+}
+
+/// Whether a chunk of what goes to a place has no room there, or not as a whole: then it is in a [`Tail`].
+pub(super) fn is_in_tail(plan: &DiskPlan, place: ByteRange, chunk: ByteRange) -> bool {
+    let mut shrinks = plan.shrink.iter();
+    chunk.end() > place.len() && shrinks.any(|shrink| is_place_of(plan, shrink, place))
 }
 
 /// Whether everything is there that making these file systems smaller needs; asked before the first write.

@@ -62,8 +62,7 @@ pub(crate) fn pieces(
             let list = lists.get(&region.content.digest);
             let list = list.ok_or_else(|| misfit("no chunk list"))?;
             for chunk in list.chunks() {
-                let front = copy.destination.len();
-                if shrink::is_in_tail(disk_plan, &region.kind, front, chunk.range) {
+                if shrink::is_in_tail(disk_plan, copy.destination, chunk.range) {
                     continue;
                 }
                 let range = copy
