@@ -3,6 +3,7 @@
 //! One binary, three ways to run: as PID 1 (see [`run`]), as the kernel's module loader, and as an
 //! ordinary program that backs up a running system or does the jobs of a server on the disks it is told.
 
+mod at_need;
 mod beacon;
 mod boot_repair;
 mod capture;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::filesystem::{ReadAt, ReadError};
-use crate::little_endian::{le16, le64, put32, put64};
+use crate::little_endian::{le16, le32, le64, put32, put64};
 use crate::manifest::Blob;
 use crate::plan::TableWrite;
 use crate::{ByteRange, SectorSize};
@@ -311,6 +311,79 @@ impl GptTable {
     /// [`GptError::Copy`] when the table's bytes are damaged.
     pub fn sector_size(&self) -> Result<SectorSize, GptError> {
         self.checked_header().map(|(_, sector)| sector)
+    }
+
+    /// The table for sectors of another size, with every partition where it was; one that ends within a sector gets
+    /// the whole of it.
+    ///
+    /// # Errors
+    /// [`GptError::Copy`] when the table's bytes are damaged or do not fit into such sectors; [`GptError::Entry`] for a
+    /// partition that begins within a sector.
+    pub fn with_sectors(&self, to: SectorSize) -> Result<Self, GptError> {
+        let (header, from) = self.checked_header()?;
+        let (old, new) = (from.bytes(), to.bytes());
+        let len = header.entries_len();
+        let table = PRIMARY_LBA + 1 + len.div_ceil(new);
+        let mut entries = self.entries.0.clone();
+        for partition in self.partitions()? {
+            let refuse = |reason| GptError::Entry {
+                number: partition.number,
+                first_lba: partition.first_lba,
+                last_lba: partition.last_lba,
+                reason,
+            };
+            // The constructor admits no partition past 2^64 bytes.
+            let (start, end) = (partition.first_lba * old, (partition.last_lba + 1) * old);
+            if !start.is_multiple_of(new) {
+                return Err(refuse("begins within a sector of the other size"));
+            }
+            if start / new < table {
+                return Err(refuse("begins where the table has to be"));
+            }
+            let at = (partition.number as usize - 1) * header.entry_len as usize;
+            put64(&mut entries, at + 32, start / new);
+            put64(&mut entries, at + 40, end.div_ceil(new) - 1);
+        }
+        entries.truncate(len as usize);
+        entries.resize(len.next_multiple_of(new) as usize, 0);
+        let header_len = le32(&self.header.0, field::HEADER_LEN) as usize;
+        let (Some(head), Some(first)) = (
+            self.header.0.get(..header_len),
+            self.first_sector.0.get(..512),
+        ) else {
+            return Err(GptError::Copy(format!("a header of {header_len} bytes")));
+        };
+        let sector = |bytes: &[u8]| {
+            let mut sector = bytes.to_vec();
+            sector.resize(new as usize, 0);
+            sector
+        };
+        if header_len as u64 > new {
+            return Err(GptError::Copy(format!("a header of {header_len} bytes")));
+        }
+        let mut primary = sector(head);
+        let scaled = |lba: u64| (u128::from(lba) * u128::from(old)).div_ceil(u128::from(new));
+        let scaled = |lba: u64| u64::try_from(scaled(lba)).unwrap_or(u64::MAX);
+        put64(&mut primary, field::ENTRIES_LBA, PRIMARY_LBA + 1);
+        let first_usable = scaled(header.first_usable).max(table);
+        put64(&mut primary, field::FIRST_USABLE, first_usable);
+        for (at, lba) in [
+            (field::LAST_USABLE, header.last_usable),
+            (field::ALTERNATE_LBA, header.alternate_lba),
+        ] {
+            let end = scaled(lba.saturating_add(1));
+            put64(&mut primary, at, end.saturating_sub(1));
+        }
+        let crc = crc32fast::hash(&entries[..len as usize]);
+        put32(&mut primary, field::ENTRIES_CRC, crc);
+        seal(&mut primary);
+        let table = Self {
+            first_sector: Blob(sector(first)),
+            header: Blob(primary),
+            entries: Blob(entries),
+        };
+        table.partitions()?;
+        Ok(table)
     }
 
     /// The used entries in the order of the array.

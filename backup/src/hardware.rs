@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::SectorSize;
+use crate::{ByteRange, SectorSize};
 
 /// The kind of firmware that started the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -62,6 +62,18 @@ pub struct Disk {
     pub removable: bool,
     /// Whether the kernel refuses to write to it.
     pub read_only: bool,
+    /// The partitions on it, as the kernel sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<ExistingPartition>,
+}
+
+/// A partition that is on a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExistingPartition {
+    /// Its number, as the kernel counts.
+    pub number: u32,
+    /// Where it is.
+    pub range: ByteRange,
 }
 
 impl Disk {

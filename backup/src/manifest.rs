@@ -253,6 +253,9 @@ pub struct Volume {
     pub size: u64,
     /// Bytes in use, when the file system says.
     pub used: Option<u64>,
+    /// Size of the sectors that it counts in, when it has such: a disk may not have larger ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sector_size: Option<u32>,
 }
 
 /// Which bytes of a region were saved.

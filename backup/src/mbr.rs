@@ -11,6 +11,8 @@
 //! What is *not* here: disk labels of other systems inside a partition (BSD, Solaris, Minix): such
 //! a partition is kept as one piece.
 
+mod moved;
+
 use serde::{Deserialize, Serialize};
 
 use crate::filesystem::{ReadAt, ReadError};

@@ -15,11 +15,14 @@ fn all_codes() -> Vec<ReasonCode> {
         | ReasonCode::AmbiguousDisk
         | ReasonCode::DiskNotFound
         | ReasonCode::TooSmall
+        | ReasonCode::CannotShrink
         | ReasonCode::SectorSize
         | ReasonCode::FirmwareType
         | ReasonCode::Architecture
         | ReasonCode::ReadOnly
         | ReasonCode::TableUnsupported
+        | ReasonCode::VolumeNotFound
+        | ReasonCode::VolumeUnsupported
         | ReasonCode::MemberDisk => code,
     };
     [
@@ -27,11 +30,14 @@ fn all_codes() -> Vec<ReasonCode> {
         ReasonCode::AmbiguousDisk,
         ReasonCode::DiskNotFound,
         ReasonCode::TooSmall,
+        ReasonCode::CannotShrink,
         ReasonCode::SectorSize,
         ReasonCode::FirmwareType,
         ReasonCode::Architecture,
         ReasonCode::ReadOnly,
         ReasonCode::TableUnsupported,
+        ReasonCode::VolumeNotFound,
+        ReasonCode::VolumeUnsupported,
         ReasonCode::MemberDisk,
     ]
     .map(listed)

@@ -359,6 +359,7 @@ fn the_refusal_names_the_partition_what_it_is_and_what_to_do() {
         physical_sector: 512,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     };
     assert_eq!(refuse(&disk, &[]), None);
     let member = Member::LinuxRaid {

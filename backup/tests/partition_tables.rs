@@ -391,6 +391,57 @@ fn a_pc_table_with_logical_partitions_survives_on_other_disks() {
 }
 
 #[test]
+fn a_pc_table_moves_towards_the_front_as_sfdisk_reads_it() {
+    let folder = images::folder();
+    let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+    sfdisk(&source, 64 * MIB, MBR_SCRIPT);
+    let table = read_mbr(&Image::open(&source), 64 * MIB, S512).unwrap();
+    let before = dump(&source);
+    // The first one 4 MiB smaller, the first logical one 1 MiB, the second one 2 MiB.
+    let placed = [
+        (1, 2048, 2048 + 12_288 - 1),
+        (5, 18_432, 18_432 + 8192 - 1),
+        (6, 30_720, 30_720 + 16_384 - 1),
+    ];
+    let size = 24 * MIB;
+    images::blank(&target, size);
+    let file = fs::OpenOptions::new().write(true).open(&target).unwrap();
+    for write in &table.moved_for(size, &placed).unwrap() {
+        file.write_all_at(&write.bytes.0, write.offset).unwrap();
+    }
+    let text = run("fdisk", "sfdisk", &["--verify", target.to_str().unwrap()]);
+    assert!(text.contains("No errors detected"), "{text}");
+    let expected: Vec<String> = before
+        .iter()
+        .map(|line| {
+            line.replace(
+                "size= 20480, type=83, bootable",
+                "size= 12288, type=83, bootable",
+            )
+            .replace("start= 24576, size= 70000", "start= 16384, size= 32768")
+            .replace("start= 26624, size= 10240", "start= 18432, size= 8192")
+            .replace("start= 40960, size= 20480", "start= 30720, size= 16384")
+        })
+        .collect();
+    let squeezed = |lines: Vec<String>| -> Vec<String> {
+        let words = lines.iter().map(|line| line.split_whitespace());
+        words
+            .map(|words| words.collect::<Vec<_>>().join(" "))
+            .collect()
+    };
+    assert_eq!(squeezed(dump(&target)), squeezed(expected));
+    for (placed, size) in [
+        // It would grow, move back, leave the disk.
+        (vec![(1, 2048, 30_000)], 64 * MIB),
+        (vec![(5, 26_626, 26_700)], 64 * MIB),
+        (placed.to_vec(), 20 * MIB),
+        (vec![(9, 1, 2)], 64 * MIB),
+    ] {
+        assert!(table.moved_for(size, &placed).is_err(), "{placed:?}");
+    }
+}
+
+#[test]
 fn a_pc_table_on_a_disk_of_the_same_size_is_the_same_bytes() {
     let folder = images::folder();
     let source = folder.path().join("source");
@@ -590,6 +641,7 @@ proptest! {
         tail in 0u64..100,
         grown in 0u64..300,
         large in any::<bool>(),
+        less in prop::collection::vec(0u64..40, 1..5),
     ) {
         let sector = if large { SectorSize::S4096 } else { S512 };
         let unit = sector.bytes() as usize;
@@ -647,8 +699,39 @@ proptest! {
             .iter()
             .map(|part| (part.number, part.first_lba, part.last_lba))
             .collect();
-        prop_assert_eq!(found, expected);
+        prop_assert_eq!(&found, &expected);
         prop_assert!(writes.iter().all(|write| write.bytes.0.len() == unit));
+
+        // And back, with any of them smaller.
+        let mut shift = 0;
+        let placed: Vec<(u32, u64, u64)> = expected
+            .iter()
+            .zip(less.iter().cycle())
+            .map(|((number, first, last), less)| {
+                let (first, len) = (first - shift, last + 1 - first);
+                let less = (*less).min(len - 1);
+                shift += less;
+                (*number, first, first + len - less - 1)
+            })
+            .collect();
+        let end = placed.last().unwrap().2 + 1;
+        let smaller = end * sector.bytes();
+        let writes = again.moved_for(smaller, &placed).unwrap();
+        let mut bytes = vec![0; smaller as usize];
+        for write in &writes {
+            let at = write.offset as usize;
+            bytes[at..at + write.bytes.0.len()].copy_from_slice(&write.bytes.0);
+        }
+        let moved = read_mbr(&Memory(&bytes), smaller, sector).unwrap();
+        let found: Vec<_> = moved
+            .partitions()
+            .unwrap()
+            .iter()
+            .map(|part| (part.number, part.first_lba, part.last_lba))
+            .collect();
+        prop_assert_eq!(found, placed);
+        check_layout(&bytes, smaller);
+        prop_assert!(again.moved_for(smaller - sector.bytes(), &[]).is_err());
     }
 }
 

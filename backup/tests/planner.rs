@@ -38,6 +38,7 @@ fn disk(name: &str, size: u64, sector: SectorSize) -> Disk {
         physical_sector: 4096,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     }
 }
 
@@ -85,6 +86,8 @@ struct Part {
     sectors: u64,
     file_system: Option<FileSystemKind>,
     whole: bool,
+    /// Bytes in use.
+    used: u64,
 }
 
 /// A made-up disk as it would be captured.
@@ -161,11 +164,12 @@ impl Source {
                             block_size: 4096,
                             size: len,
                             used: None,
+                            sector_size: own_sector(file_system, self.sector),
                         }),
                         used: if part.whole {
                             Err(backup::filesystem::Doubt::Untrusted("dirty".to_owned()))
                         } else {
-                            Ok(vec![ByteRange::between(0, len.min(1000))])
+                            Ok(vec![ByteRange::between(0, len.min(part.used))])
                         },
                         extents: Vec::new(),
                         heads: Vec::new(),
@@ -209,11 +213,19 @@ impl Source {
     }
 }
 
+/// As `mkfs` chooses it on such a disk.
+fn own_sector(file_system: FileSystemKind, disk: SectorSize) -> Option<u32> {
+    use FileSystemKind::{Fat32, Ntfs, Xfs};
+    matches!(file_system, Fat32 | Ntfs | Xfs).then_some(disk.bytes() as u32)
+}
+
 fn sources() -> impl Strategy<Value = Source> {
     let file_system = prop_oneof![
         3 => Just(Some(FileSystemKind::Ext4)),
         1 => Just(Some(FileSystemKind::Fat32)),
         1 => Just(Some(FileSystemKind::Ntfs)),
+        1 => Just(Some(FileSystemKind::Xfs)),
+        1 => Just(Some(FileSystemKind::Btrfs)),
         1 => Just(None),
     ];
     let part = (
@@ -254,6 +266,7 @@ fn sources() -> impl Strategy<Value = Source> {
                         sectors,
                         file_system,
                         whole,
+                        used: 1000,
                     }
                 })
                 .collect();
@@ -279,22 +292,23 @@ fn place(write: &backup::plan::TableWrite) -> ByteRange {
     ByteRange::between(write.offset, write.offset + write.bytes.0.len() as u64)
 }
 
-/// Every invariant of a plan, judged from the plan, the source and the target alone.
+fn ensure(plan: &DiskPlan, holds: bool, what: &str) -> Result<(), String> {
+    if holds {
+        Ok(())
+    } else {
+        Err(format!("{what}: {plan:#?}"))
+    }
+}
+
+/// The invariants of every plan, judged from the plan, the source and the target alone. Number, first and last
+/// LBA of its partitions.
 fn judge(
     source: &Source,
     image: &DiskImage,
-    policy: ExtraSpace,
     plan: &DiskPlan,
-) -> Result<(), String> {
-    let shares = policy == ExtraSpace::Proportional && source.gpt;
-    let ensure = |holds: bool, what: &str| {
-        if holds {
-            Ok(())
-        } else {
-            Err(format!("{what}: {plan:#?}"))
-        }
-    };
-    let sector = source.sector.bytes();
+) -> Result<Vec<(u32, u64, u64)>, String> {
+    let ensure = |holds: bool, what: &str| ensure(plan, holds, what);
+    let sector = plan.target.logical_sector.bytes();
     let whole = ByteRange::between(0, plan.target.size);
     let mut taken: Vec<ByteRange> = plan.copies.iter().map(|copy| copy.destination).collect();
     taken.extend(plan.commit.iter().map(place));
@@ -311,13 +325,22 @@ fn judge(
     }
     for copy in &plan.copies {
         let region = &image.regions[copy.region as usize];
-        let moved = copy.destination.start().checked_sub(region.range.start());
+        let moved = copy.destination.start().abs_diff(region.range.start());
+        ensure(moved.is_multiple_of(MIB), "moves by whole MiB")?;
+        let is_cut = plan.shrink.iter().any(|shrink| {
+            region.kind
+                == RegionKind::Partition {
+                    number: shrink.partition,
+                }
+        });
         ensure(
-            moved == Some(0) || (shares && moved.is_some_and(|by| by.is_multiple_of(MIB))),
-            "at its place, or whole MiB behind it",
+            (copy.destination.len() < region.range.len()) == is_cut,
+            "long enough, but for what is made smaller",
         )?;
-        let content = ByteRange::new(copy.destination.start(), region.range.len()).unwrap();
-        ensure(copy.destination.len() >= region.range.len(), "long enough")?;
+        // To the end of its last sector.
+        let len = region.range.len().next_multiple_of(sector);
+        let len = len.min(copy.destination.len());
+        let content = ByteRange::new(copy.destination.start(), len).unwrap();
         for last in &copy.last {
             ensure(content.contains(*last), "last parts inside the content")?;
             ensure(
@@ -373,12 +396,36 @@ fn judge(
         })
         .collect();
     let table = if source.gpt {
-        by_gpt_crate(source, plan)
+        by_gpt_crate(plan)
     } else {
         by_mbrman(plan)
     };
     if partitions != table {
         return Err(format!("table {table:?}, planned {partitions:?}"));
+    }
+    Ok(partitions)
+}
+
+/// A plan in which nothing is made smaller.
+fn judge_grown(
+    source: &Source,
+    image: &DiskImage,
+    policy: ExtraSpace,
+    plan: &DiskPlan,
+) -> Result<(), String> {
+    let partitions = judge(source, image, plan)?;
+    let ensure = |holds: bool, what: &str| ensure(plan, holds, what);
+    let shares = policy == ExtraSpace::Proportional && source.gpt;
+    let sector = source.sector.bytes();
+    let end = plan.target.size - plan.target.size % sector;
+    ensure(plan.shrink.is_empty(), "nothing is made smaller")?;
+    for copy in &plan.copies {
+        let from = image.regions[copy.region as usize].range.start();
+        let to = copy.destination.start();
+        ensure(
+            to == from || (shares && to > from),
+            "at its place, or behind it",
+        )?;
     }
     let mut shift = 0;
     for (part, (number, first, last)) in source.parts.iter().zip(partitions) {
@@ -420,19 +467,25 @@ fn judge(
     Ok(())
 }
 
-/// What the environment has a tool for.
-fn can_grow(part: &Part) -> bool {
+/// What the environment has a tool for, and does not have the engine's marker in it.
+fn can_grow(part: &Part, sector: SectorSize) -> bool {
     matches!(
         part.file_system,
-        Some(FileSystemKind::Ext4 | FileSystemKind::Ntfs)
+        Some(
+            FileSystemKind::Ext4
+                | FileSystemKind::Ntfs
+                | FileSystemKind::Xfs
+                | FileSystemKind::Btrfs
+        )
     ) && !part.whole
+        && part.first * sector.bytes() >= MIB
 }
 
 /// Who gets how much of a larger disk, by a rule of its own: each that can grow within a MiB of what its
 /// size says.
 fn judge_shares(source: &Source, plan: &DiskPlan) -> Result<(), String> {
     let sector = source.sector.bytes() as f64;
-    let takes = |part: &&Part| can_grow(part);
+    let takes = |part: &&Part| can_grow(part, source.sector);
     let all: u64 = source
         .parts
         .iter()
@@ -472,14 +525,15 @@ fn restored(plan: &DiskPlan) -> Vec<u8> {
 }
 
 /// Number, first and last LBA; the crate checks every CRC of both copies.
-fn by_gpt_crate(source: &Source, plan: &DiskPlan) -> Vec<(u32, u64, u64)> {
-    let block = match source.sector {
+fn by_gpt_crate(plan: &DiskPlan) -> Vec<(u32, u64, u64)> {
+    let sector = plan.target.logical_sector;
+    let block = match sector {
         SectorSize::S512 => gpt::disk::LogicalBlockSize::Lb512,
         _ => gpt::disk::LogicalBlockSize::Lb4096,
     };
-    let sectors = plan.target.size / source.sector.bytes();
+    let sectors = plan.target.size / sector.bytes();
     let mut bytes = restored(plan);
-    bytes.truncate((sectors * source.sector.bytes()) as usize);
+    bytes.truncate((sectors * sector.bytes()) as usize);
     assert_eq!(bytes[..440], noise(1, 440));
     let protective = u32::from_le_bytes(bytes[458..462].try_into().unwrap());
     assert_eq!(u64::from(protective), sectors - 1);
@@ -536,6 +590,182 @@ fn fits(source: &Source, target: u64) -> bool {
     last.first + last.sectors + reserve <= sectors
 }
 
+/// Whether the table itself fits: two copies of a GPT, and a sector to use.
+fn has_room_for_table(source: &Source, target: u64) -> bool {
+    let sector = source.sector.bytes();
+    let table = 16384 / sector;
+    !source.gpt || target / sector > 2 * (table + 1) + 1
+}
+
+/// The partitions that can be made smaller, by a rule of its own: of the right kind, behind all that Windows or
+/// a boot sector finds by their places.
+fn candidates(source: &Source) -> impl Iterator<Item = (usize, &Part)> {
+    use FileSystemKind::{Btrfs, Ext4, Fat32, Ntfs};
+    let stays = |part: &Part| !source.gpt && matches!(part.file_system, Some(Ntfs | Fat32));
+    let after = source.parts.iter().rposition(stays).unwrap_or(0);
+    let parts = source.parts.iter().enumerate().skip(after);
+    parts.filter(|(_, part)| {
+        matches!(part.file_system, Some(Ext4 | Ntfs | Btrfs))
+            && !part.whole
+            && part.first * source.sector.bytes() >= MIB
+    })
+}
+
+/// The sectors that a partition of a candidate keeps at least.
+fn kept(source: &Source, part: &Part) -> u64 {
+    let sector = source.sector.bytes();
+    let used = part.used.min(part.sectors * sector).div_ceil(sector) * sector;
+    let least = match part.file_system {
+        Some(FileSystemKind::Btrfs) => used + 2 * (used / 16) + 272 * MIB,
+        _ => used + used / 16 + 16 * MIB,
+    };
+    // What is taken away are whole MiB.
+    let takes = (part.sectors * sector).saturating_sub(least) / MIB;
+    part.sectors - takes * MIB / sector
+}
+
+/// The sectors that the smallest disk needs.
+fn least(source: &Source) -> u64 {
+    let last = source.parts.last().unwrap();
+    let slack: u64 = candidates(source)
+        .map(|(_, part)| part.sectors - kept(source, part))
+        .sum();
+    let table = 16384 / source.sector.bytes() + 1;
+    last.first + last.sectors - slack + if source.gpt { table } else { 0 }
+}
+
+fn judge_shrunk(source: &Source, image: &DiskImage, plan: &DiskPlan) -> Result<(), String> {
+    let partitions = judge(source, image, plan)?;
+    let ensure = |holds: bool, what: &str| ensure(plan, holds, what);
+    ensure(plan.grow.is_empty(), "nothing grows")?;
+    let may: Vec<_> = candidates(source).map(|(index, _)| index).collect();
+    let (mut shift, mut taken) = (0, Vec::new());
+    for (index, (part, (number, first, last))) in source.parts.iter().zip(partitions).enumerate() {
+        ensure(
+            first + shift == part.first,
+            "moves by what is taken before it",
+        )?;
+        let len = last + 1 - first;
+        let less = part.sectors - len;
+        shift += less;
+        let named = plan.shrink.iter().find(|one| one.partition == number);
+        ensure((less > 0) == named.is_some(), "what is smaller is said")?;
+        if let Some(named) = named {
+            ensure(may.contains(&index), "may be made smaller")?;
+            ensure(len >= kept(source, part), "keeps what it needs")?;
+            let sector = source.sector.bytes();
+            ensure(
+                (named.from, named.to) == (part.sectors * sector, len * sector),
+                "sizes are said",
+            )?;
+            taken.push(less == part.sectors - kept(source, part));
+        }
+    }
+    let sector = source.sector.bytes();
+    let last = source.parts.last().unwrap();
+    let table = if source.gpt { 16384 / sector + 1 } else { 0 };
+    let over = last.first + last.sectors + table - plan.target.size / sector;
+    ensure(
+        shift == (over * sector).div_ceil(MIB) * MIB / sector,
+        "no more is taken than must",
+    )?;
+    // All but one of those that are made smaller give what they can.
+    let whole = taken.iter().filter(|whole| **whole).count();
+    ensure(whole + 1 >= taken.len(), "as few as possible")
+}
+
+/// Disks of some MiB, with file systems that have room.
+fn roomy_sources() -> impl Strategy<Value = Source> {
+    let file_system = prop_oneof![
+        3 => Just(Some(FileSystemKind::Ext4)),
+        2 => Just(Some(FileSystemKind::Ntfs)),
+        1 => Just(Some(FileSystemKind::Btrfs)),
+        1 => Just(Some(FileSystemKind::Xfs)),
+        1 => Just(Some(FileSystemKind::Fat32)),
+        1 => Just(None),
+    ];
+    let part = (0u64..3000, 1u64..60_000, 0u64..MIB * 20, file_system);
+    let parts = prop::collection::vec((part, prop::bool::weighted(0.1)), 1..5);
+    (any::<bool>(), any::<bool>(), parts, 0u64..600).prop_map(|(large, gpt, parts, tail)| {
+        let sector = if large {
+            SectorSize::S4096
+        } else {
+            SectorSize::S512
+        };
+        let (table, unit) = (16384 / sector.bytes(), sector.bytes() / 512);
+        let mut at = 2 + table;
+        let parts = parts.into_iter();
+        let parts = parts.map(|((gap, sectors, used, file_system), whole)| {
+            // A Btrfs is larger than all others, or could not give anything.
+            let more = if file_system == Some(FileSystemKind::Btrfs) {
+                600_000
+            } else {
+                0
+            };
+            let first = at + gap / unit;
+            at = first + (sectors + more).div_ceil(unit);
+            Part {
+                first,
+                sectors: at - first,
+                file_system,
+                whole,
+                used,
+            }
+        });
+        let parts = parts.collect();
+        let sectors = at + tail + table + 1;
+        Source {
+            sector,
+            sectors,
+            gpt,
+            parts,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(100))]
+
+    #[test]
+    fn a_smaller_disk_is_planned_when_the_data_fits_and_only_then(
+        source in roomy_sources(), share in 0u64..=1100,
+    ) {
+        // From what is least to what is needed, and somewhat to both sides.
+        let sector = source.sector.bytes();
+        let last = source.parts.last().unwrap();
+        let table = if source.gpt { 16384 / sector + 1 } else { 0 };
+        let (least, most) = (least(&source), last.first + last.sectors + table);
+        let sectors = (least * 99 / 100 + (most - least * 99 / 100) * share / 1000).max(8);
+        let image = source.image(0);
+        let manifest = manifest(vec![image.clone()]);
+        let target = machine(vec![disk("sda", sectors * sector, source.sector)]);
+        match plan_restore(&manifest, &target, &Choices::default()) {
+            Ok(plan) if sectors >= most => {
+                judge_grown(&source, &image, ExtraSpace::Last, &plan.disks[0])
+                    .map_err(proptest::test_runner::TestCaseError::fail)?;
+            }
+            Ok(plan) => {
+                prop_assert!(sectors + MIB / sector > least);
+                judge_shrunk(&source, &image, &plan.disks[0])
+                    .map_err(proptest::test_runner::TestCaseError::fail)?;
+                prop_assert!(plan.picture(&manifest).contains("is made smaller"));
+            }
+            Err(refusals) => {
+                // Whole MiB are taken: a disk may need up to one more.
+                prop_assert!(sectors < least + MIB / sector, "{:?}", refusals);
+                let expected = if has_room_for_table(&source, sectors * sector)
+                    && candidates(&source).next().is_none()
+                {
+                    ReasonCode::CannotShrink
+                } else {
+                    ReasonCode::TooSmall
+                };
+                prop_assert_eq!(codes(&refusals), [expected]);
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(proptest::test_runner::Config::with_cases(2000))]
 
@@ -553,13 +783,14 @@ proptest! {
         match plan_restore(&manifest, &target, &choices) {
             Ok(plan) => {
                 prop_assert!(fits(&source, target_size));
-                judge(&source, &image, policy, &plan.disks[0]).map_err(|reason| {
+                judge_grown(&source, &image, policy, &plan.disks[0]).map_err(|reason| {
                     proptest::test_runner::TestCaseError::fail(reason)
                 })?;
                 let last = source.parts.last().unwrap();
                 let shares = policy == ExtraSpace::Proportional && source.gpt;
+                let grows = |part: &Part| can_grow(part, source.sector);
                 let may_grow = target_size / source.sector.bytes() > source.sectors
-                    && (can_grow(last) || (shares && source.parts.iter().any(can_grow)));
+                    && (grows(last) || (shares && source.parts.iter().any(grows)));
                 prop_assert!(may_grow || plan.disks[0].grow.is_empty());
                 // Everything that was saved arrives, but for what is behind the last partition.
                 let end = (last.first + last.sectors) * source.sector.bytes();
@@ -576,7 +807,15 @@ proptest! {
             }
             Err(refusals) => {
                 prop_assert!(!fits(&source, target_size), "{:?}", refusals);
-                prop_assert_eq!(codes(&refusals), [ReasonCode::TooSmall]);
+                // No partition of these has as much as every file system keeps free.
+                let expected = if has_room_for_table(&source, target_size)
+                    && candidates(&source).next().is_none()
+                {
+                    ReasonCode::CannotShrink
+                } else {
+                    ReasonCode::TooSmall
+                };
+                prop_assert_eq!(codes(&refusals), [expected]);
             }
         }
     }
@@ -655,6 +894,77 @@ proptest! {
     }
 }
 
+/// Whether a disk can be carried over to sectors of another size, by a rule of its own.
+fn works_with(source: &Source, other: SectorSize) -> bool {
+    use FileSystemKind::{Btrfs, Ext4, Fat32, Xfs};
+    source.gpt
+        && source.parts.iter().all(|part| {
+            let start = part.first * source.sector.bytes();
+            start.is_multiple_of(other.bytes())
+                && start >= 2 * other.bytes() + 16384
+                && match part.file_system {
+                    Some(Ext4 | Btrfs) => true,
+                    Some(Xfs) => other < source.sector,
+                    Some(Fat32) => start >= MIB,
+                    _ => false,
+                }
+        })
+}
+
+proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(600))]
+
+    #[test]
+    fn sectors_of_another_size_are_planned_where_everything_works_with_them(
+        source in sources(), aligned in prop::bool::weighted(0.8), grown in 100_000u64..9_000_000,
+        policy in policies(),
+    ) {
+        let mut source = source;
+        if aligned {
+            // Each begins on 4096 bytes, in the same order.
+            let mut shift = 0;
+            for part in &mut source.parts {
+                let at = (part.first + shift).next_multiple_of(8);
+                shift = at - part.first;
+                part.first = at;
+            }
+            source.sectors += shift;
+        }
+        let other = if source.sector == S512 { SectorSize::S4096 } else { S512 };
+        let image = source.image(0);
+        let manifest = manifest(vec![image.clone()]);
+        let target = machine(vec![disk("sda", source.size() + grown, other)]);
+        let choices = Choices { extra_space: policy, ..Choices::default() };
+        match plan_restore(&manifest, &target, &choices) {
+            Err(refusals) => {
+                prop_assert!(!works_with(&source, other), "{:?}", refusals);
+                prop_assert_eq!(codes(&refusals), [ReasonCode::SectorSize]);
+            }
+            Ok(plan) => {
+                prop_assert!(works_with(&source, other));
+                let plan = &plan.disks[0];
+                let partitions = judge(&source, &image, plan)
+                    .map_err(proptest::test_runner::TestCaseError::fail)?;
+                let (old, new) = (source.sector.bytes(), other.bytes());
+                let mut shift = 0;
+                for (part, (number, first, last)) in source.parts.iter().zip(partitions) {
+                    prop_assert_eq!(first * new, part.first * old + shift);
+                    let more = (last + 1) * new - (first * new + part.sectors * old);
+                    let grown = plan.grow.iter().any(|grow| grow.partition == number);
+                    prop_assert!(grown || more < new, "{} more", more);
+                    if grown && policy == ExtraSpace::Proportional {
+                        shift += more / MIB * MIB;
+                    }
+                    let changed = plan.sectors.iter().any(|one| one.partition == number);
+                    prop_assert_eq!(changed, part.file_system == Some(FileSystemKind::Fat32));
+                }
+                let copied = plan.copies.len();
+                prop_assert_eq!(copied, source.parts.len());
+            }
+        }
+    }
+}
+
 fn codes(refusals: &[Refusal]) -> Vec<ReasonCode> {
     refusals.iter().map(|refusal| refusal.code).collect()
 }
@@ -666,6 +976,7 @@ fn debian() -> Source {
         sectors,
         file_system,
         whole,
+        used: 1000,
     };
     Source {
         sector: SectorSize::S512,
@@ -743,10 +1054,11 @@ fn nothing_changes_on_a_disk_of_the_same_size() {
 #[test]
 fn a_disk_that_is_too_small_is_refused_with_the_numbers() {
     let manifest = manifest(vec![debian().image(0)]);
-    let target = machine(vec![disk("sda", 63 * MIB, S512)]);
+    let target = machine(vec![disk("sda", 30 * MIB, S512)]);
     let refusals = plan_restore(&manifest, &target, &Choices::default()).unwrap_err();
     assert_eq!(codes(&refusals), [ReasonCode::TooSmall]);
-    let least = 63 * MIB + 33 * 512;
+    // Its ext4 of 45 MiB can do with 17.
+    let least = 35 * MIB + 33 * 512;
     assert!(
         refusals[0].text.contains(&format!("{least} are needed")),
         "{}",
@@ -868,6 +1180,68 @@ fn a_backup_of_the_other_firmware_is_restored_when_someone_insists() {
 }
 
 #[test]
+fn what_counts_in_sectors_is_refused_on_a_disk_with_others() {
+    let one = |file_system| Source {
+        parts: vec![Part {
+            first: 2048,
+            sectors: 60 * 2048,
+            file_system,
+            whole: false,
+            used: 5000,
+        }],
+        ..debian()
+    };
+    let planned = |source: &Source, change: fn(&mut DiskImage), firmware| {
+        let mut image = source.image(0);
+        change(&mut image);
+        let mut manifest = manifest(vec![image]);
+        manifest.firmware.kind = firmware;
+        let mut target = machine(vec![disk("sda", 80 * MIB, SectorSize::S4096)]);
+        target.firmware = firmware;
+        plan_restore(&manifest, &target, &Choices::default())
+    };
+    let refused = |source: &Source, change: fn(&mut DiskImage), firmware, words: &str| {
+        let refusals = planned(source, change, firmware).unwrap_err();
+        assert_eq!(codes(&refusals), [ReasonCode::SectorSize], "{words}");
+        assert!(refusals[0].text.contains(words), "{words}: {}", refusals[0]);
+    };
+    let uefi = FirmwareKind::Uefi;
+    let ext4 = one(Some(FileSystemKind::Ext4));
+    assert!(planned(&ext4, |_| (), uefi).is_ok());
+    refused(&ext4, |_| (), FirmwareKind::Bios, "BIOS");
+    let small: fn(&mut DiskImage) = |image| {
+        image.regions[1].volume.as_mut().unwrap().block_size = 1024;
+    };
+    refused(&ext4, small, uefi, "blocks of 1024 bytes");
+    let fat = one(Some(FileSystemKind::Fat32));
+    assert!(planned(&fat, |_| (), uefi).is_ok());
+    refused(&fat, small, uefi, "clusters of 1024 bytes");
+    refused(&one(Some(FileSystemKind::Ntfs)), |_| (), uefi, "NTFS");
+    refused(
+        &one(Some(FileSystemKind::Xfs)),
+        |_| (),
+        uefi,
+        "sectors of 512 bytes",
+    );
+    let unknown: fn(&mut DiskImage) = |image| {
+        image.regions[1].volume.as_mut().unwrap().sector_size = None;
+    };
+    refused(
+        &one(Some(FileSystemKind::Xfs)),
+        unknown,
+        uefi,
+        "does not say",
+    );
+    let large: fn(&mut DiskImage) = |image| {
+        image.regions[1].volume.as_mut().unwrap().sector_size = Some(4096);
+    };
+    assert!(planned(&one(Some(FileSystemKind::Xfs)), large, uefi).is_ok());
+    refused(&one(None), |_| (), uefi, "nobody knows");
+    let pc = Source { gpt: false, ..ext4 };
+    refused(&pc, |_| (), uefi, "PC partition table");
+}
+
+#[test]
 fn partitions_that_are_found_by_their_sectors_do_not_move() {
     for kind in [backup::gpt::BIOS_BOOT_TYPE, backup::gpt::ESP_TYPE] {
         let mut source = debian();
@@ -929,6 +1303,7 @@ fn boot_code_behind_an_mbr_is_written_last() {
             sectors: 60 * 2048,
             file_system: Some(FileSystemKind::Ext4),
             whole: false,
+            used: 1000,
         }],
         ..debian()
     };

@@ -28,6 +28,7 @@ fn disk(name: &str, size: u64) -> Disk {
         physical_sector: 512,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     }
 }
 
@@ -71,6 +72,7 @@ fn volume(file_system: FileSystemKind, size: u64) -> Volume {
         block_size: 4096,
         size,
         used: None,
+        sector_size: None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::architecture::Architecture;
+use crate::digest::blake3_hex;
 use crate::elf::{self, ElfError};
 use crate::tree::{Node, Tree};
 
@@ -77,8 +78,9 @@ pub(crate) fn read(path: &Path, architecture: Architecture) -> Result<Vec<u8>, A
     Ok(data)
 }
 
-/// `/init` and what must be there before anything is mounted.
-pub(crate) fn tree(agent: Vec<u8>) -> Tree {
+/// `/init`, what must be there before anything is mounted, and the digest of what is `beside` the image: its name in
+/// the boot folder and its content.
+pub(crate) fn tree(agent: Vec<u8>, beside: Option<(String, &[u8])>) -> Tree {
     let mut tree = Tree::default();
     for path in [
         "etc",
@@ -110,6 +112,10 @@ pub(crate) fn tree(agent: Vec<u8>) -> Tree {
         );
     }
     tree.file("init", 0o755, agent);
+    if let Some((name, content)) = beside {
+        let line = format!("{name} {} {}\n", content.len(), blake3_hex(content));
+        tree.file("etc/netboot-at-need", 0o644, line.into_bytes());
+    }
     tree
 }
 
@@ -136,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_console_is_there_before_anything_is_mounted() {
-        let tree = tree(vec![1]);
+        let tree = tree(vec![1], None);
         let console = tree
             .iter()
             .find(|(path, _)| *path == "dev/console")

@@ -189,7 +189,7 @@ impl Architecture {
 
     /// Every file that a build for it writes into the boot folder.
     pub(crate) fn boot_files(self) -> Vec<String> {
-        let mut names: Vec<String> = ["vmlinuz", "initramfs", "manifest.json"]
+        let mut names: Vec<String> = ["vmlinuz", "initramfs", AT_NEED, "manifest.json"]
             .iter()
             .map(|name| format!("{}{name}", self.directory()))
             .collect();
@@ -198,6 +198,9 @@ impl Architecture {
         names
     }
 }
+
+/// The archive with what only some jobs need; its form is that of a part of the initramfs.
+pub(crate) const AT_NEED: &str = "at-need";
 
 #[cfg(test)]
 mod tests {

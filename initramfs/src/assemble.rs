@@ -3,12 +3,13 @@
 //! What fails early and cheaply comes first: the output directory, the agent, the loaders; then packages,
 //! and compression last.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::agent::{self, AgentError};
-use crate::architecture::Architecture;
+use crate::architecture::{AT_NEED, Architecture};
 use crate::archive::{self, ArchiveError};
-use crate::base_modules::{RUNTIME_NEEDS, groups};
+use crate::base_modules::{Group, RUNTIME_NEEDS, at_need, groups};
 use crate::boot_loaders::{self, LoaderError, LoaderFile};
 use crate::kernel::{Kernel, KernelError};
 use crate::manifest::{
@@ -122,16 +123,21 @@ pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, 
         Some((image, modules)) => Kernel::from_files(architecture, image, modules)?,
         None => Kernel::from_packages(architecture, &mut packages)?,
     };
-    let (tool_tree, tool_files) = tools::from_packages(&mut packages, architecture)?;
+    let tools = tools::from_packages(&mut packages, architecture)?;
     let loaders = boot_loaders::gather(inputs.loaders.as_deref(), &mut packages, architecture)?;
     let stub = unified::stub(inputs.stub.as_ref(), &mut packages, architecture)?;
 
     progress(&format!("choosing modules of kernel {}", kernel.version));
-    let selection = ModuleFiles::scan(architecture, &kernel.version, &kernel.modules)?.select(
-        &groups(architecture),
-        RUNTIME_NEEDS,
-        inputs.allow_missing,
-    )?;
+    let files = ModuleFiles::scan(architecture, &kernel.version, &kernel.modules)?;
+    let choose = |groups: &[Group]| files.select(groups, RUNTIME_NEEDS, inputs.allow_missing);
+    let base: BTreeSet<_> = choose(&groups(architecture))?
+        .modules
+        .into_iter()
+        .map(|module| module.name)
+        .collect();
+    // The indexes know all modules, so that those that come later are found.
+    let selection = choose(&[groups(architecture), at_need(architecture)].concat())?;
+    let at_need = selection.files(&kernel.version, |name| !base.contains(name));
     for name in &selection.absent {
         progress(&format!("module {name} is not in this kernel"));
     }
@@ -150,10 +156,17 @@ pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, 
         },
     );
     manifest.modules = manifest::module_entries(&selection);
+    let path = |name: &str| format!("{}{name}", architecture.directory());
+    let module_tree = selection.tree(&kernel.version).without(&at_need);
+    let beside = archive::compress(&[(AT_NEED, at_need.with(tools.at_need))], &cache)?;
+    let beside = beside.into_iter().next();
+    let listed = beside
+        .as_ref()
+        .map(|part| (path(AT_NEED), part.data.as_slice()));
     let trees = [
-        ("agent", agent::tree(agent)),
-        ("modules", selection.tree(&kernel.version)),
-        ("tools", tool_tree),
+        ("agent", agent::tree(agent, listed)),
+        ("modules", module_tree),
+        ("tools", tools.base),
     ];
     let unpacked: u64 = trees.iter().map(|(_, tree)| tree.file_bytes()).sum();
     progress(&format!(
@@ -181,7 +194,7 @@ pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, 
     }
     manifest.modules_built_in = selection.built_in;
     manifest.modules_not_in_this_kernel = selection.absent;
-    manifest.tools = manifest::tool_entries(tool_files);
+    manifest.tools = manifest::tool_entries(tools.files);
 
     let mut image = unified::image(
         &stub,
@@ -198,11 +211,15 @@ pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, 
         image = signer.sign(&image, &cache)?;
     }
 
-    let path = |name: &str| format!("{}{name}", architecture.directory());
     let mut files: Vec<(String, &[u8])> = vec![
         (path("vmlinuz"), &kernel.image),
         (path("initramfs"), &initramfs),
     ];
+    files.extend(
+        beside
+            .iter()
+            .map(|part| (path(AT_NEED), part.data.as_slice())),
+    );
     files.extend(
         loaders
             .iter()

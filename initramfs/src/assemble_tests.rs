@@ -11,7 +11,7 @@ use crate::elf::tests::fake_elf;
 use crate::kernel::tests::fake_image;
 use crate::pe;
 use crate::pe::tests::fake_program;
-use crate::tools::TOOLS;
+use crate::tools::{AT_NEED as AT_NEED_TOOLS, TOOLS};
 use crate::tree::Node;
 
 const KERNEL: &str = "6.1.0-fake";
@@ -47,7 +47,7 @@ fn inputs(root: &Path) -> Inputs {
     let debs = root.join("debs");
     let program = || fake_elf(Some("/lib64/ld-linux-x86-64.so.2"), &["libc.so.6"], &[]);
     let mut tools: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for (package, tool) in TOOLS {
+    for (package, tool) in TOOLS.iter().chain(AT_NEED_TOOLS) {
         tools
             .entry(package)
             .or_default()
@@ -81,7 +81,8 @@ fn inputs(root: &Path) -> Inputs {
     let meta = format!("Depends: linux-image-{KERNEL} (= 1)\n");
     package(&debs, "linux-image-amd64", &meta, &[]);
     let mut files = vec![(format!("boot/vmlinuz-{KERNEL}"), fake_image(KERNEL))];
-    for name in groups(Architecture::X64)
+    for name in [groups(Architecture::X64), at_need(Architecture::X64)]
+        .concat()
         .iter()
         .flat_map(|group| group.modules)
     {
@@ -141,6 +142,7 @@ fn two_builds_from_the_same_inputs_are_the_same_bytes() {
     assert_eq!(
         names,
         [
+            "at-need",
             "grubx64.efi",
             "initramfs",
             "ipxe.efi",
@@ -157,7 +159,7 @@ fn two_builds_from_the_same_inputs_are_the_same_bytes() {
     inputs.cache = root.path().join("other-cache");
     assemble(&inputs, silent).unwrap();
     assert_eq!(set(&inputs.output), first);
-    let manifest = String::from_utf8(first[3].1.clone()).unwrap();
+    let manifest = String::from_utf8(first[4].1.clone()).unwrap();
     assert!(!manifest.contains(root.path().to_str().unwrap()));
 }
 
@@ -199,6 +201,33 @@ fn the_initramfs_holds_agent_modules_and_tools() {
     ] {
         assert!(is_file(wanted), "{wanted}");
     }
+    for (path, _) in paths.iter().filter(|(path, _)| path.contains('/')) {
+        let parent = path.rsplit_once('/').unwrap().0;
+        assert!(paths.iter().any(|(path, _)| path == parent), "{path}");
+    }
+    // What only some jobs need is beside the image, and its digest in it.
+    let beside = fs::read(inputs.output.join("at-need")).unwrap();
+    let list = format!(
+        "at-need {} {}\n",
+        beside.len(),
+        crate::digest::blake3_hex(&beside)
+    );
+    let listed = paths.iter().find(|(path, _)| path == "etc/netboot-at-need");
+    assert!(
+        matches!(&listed.unwrap().1, Node::File { data, .. } if *data == list.as_bytes()),
+        "{listed:?}"
+    );
+    let beside = cpio::tests::read(&zstd::decode_all(&beside[..]).unwrap());
+    for wanted in ["usr/sbin/btrfs", &format!("{base}/kernel/xfs.ko")] {
+        assert!(!is_file(wanted), "{wanted}");
+        assert!(beside.iter().any(|(path, _)| path == wanted), "{wanted}");
+    }
+    let twice = |path: &str, node: &Node| matches!(node, Node::File { .. }) && is_file(path);
+    assert!(!beside.iter().any(|(path, node)| twice(path, node)));
+    let indexed = paths.iter().find(|(path, _)| path.ends_with("modules.dep"));
+    assert!(
+        matches!(&indexed.unwrap().1, Node::File { data, .. } if String::from_utf8_lossy(data).contains("kernel/xfs.ko")),
+    );
 }
 
 #[test]

@@ -42,6 +42,15 @@ pub(crate) fn groups(architecture: Architecture) -> Vec<Group> {
     GROUPS.iter().chain(own).copied().collect()
 }
 
+/// What is beside the image for a processor, for the jobs that need it.
+pub(crate) fn at_need(architecture: Architecture) -> Vec<Group> {
+    let own = match architecture {
+        Architecture::X64 => X64_AT_NEED,
+        Architecture::Arm64 => &[],
+    };
+    AT_NEED.iter().chain(own).copied().collect()
+}
+
 /// What only PCs have.
 #[rustfmt::skip]
 const X64_GROUPS: &[Group] = &[
@@ -52,9 +61,13 @@ const X64_GROUPS: &[Group] = &[
     group("USB 1 host controllers of Intel and VIA", Required, &["uhci_hcd"]),
     group("the checksum of ext4 on processors that have an instruction for it", WhenThere,
         &["crc32c_intel"]),
-    group("AES of encrypted volumes on processors that have instructions for it", WhenThere,
-        &["aesni_intel"]),
 ];
+
+const X64_AT_NEED: &[Group] = &[group(
+    "AES of encrypted volumes on processors that have instructions for it",
+    WhenThere,
+    &["aesni_intel"],
+)];
 
 /// What only machines with an Arm processor have: servers, and small computers that start by UEFI.
 #[rustfmt::skip]
@@ -119,6 +132,13 @@ const GROUPS: &[Group] = &[
         &["nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"]),
     group("UEFI boot entries", Required, &["efivarfs"]),
     group("files as disks", Required, &["loop"]),
+];
+
+/// What only some jobs need: not in the image, but in a file beside it that the agent fetches for them.
+#[rustfmt::skip]
+const AT_NEED: &[Group] = &[
+    group("XFS and Btrfs, which are only resized while they are mounted", Required, &["xfs", "btrfs"]),
+    group("volumes that are made smaller: their tail is served to the tool", Required, &["fuse"]),
     group("encrypted volumes that are opened with their key", Required, &["dm_crypt"]),
     // LUKS is `xts(aes)` today and was `cbc(aes)` with `essiv`; BitLocker has all three, `ecb` for its older ones.
     group("ciphers of encrypted volumes, which dm_crypt asks for by name", WhenThere,
@@ -158,7 +178,8 @@ mod tests {
     fn no_module_is_listed_twice() {
         for architecture in Architecture::ALL {
             let mut seen = BTreeSet::new();
-            for name in groups(architecture).iter().flat_map(|group| group.modules) {
+            let all = [groups(architecture), at_need(architecture)].concat();
+            for name in all.iter().flat_map(|group| group.modules) {
                 assert!(
                     seen.insert(name.replace('-', "_")),
                     "{name} is listed twice"

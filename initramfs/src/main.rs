@@ -36,7 +36,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
-use crate::architecture::Architecture;
+use crate::architecture::{AT_NEED, Architecture};
 use crate::assemble::{AssembleError, Inputs, assemble, fetched_bytes, megabytes, usable_cache};
 use crate::manifest::Manifest;
 use crate::output::OutputError;
@@ -318,7 +318,8 @@ fn size_table(manifest: &Manifest, budget: u64) -> String {
             megabytes(part.bytes)
         ));
     }
-    for file in manifest.files.iter().filter(|file| file.name.contains('.')) {
+    let is_shown = |name: &str| name.contains('.') || name.ends_with(AT_NEED);
+    for file in manifest.files.iter().filter(|file| is_shown(&file.name)) {
         text.push_str(&format!(
             "{:<37}{:>14.2}\n",
             file.name,

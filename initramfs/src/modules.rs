@@ -413,14 +413,7 @@ impl Selection {
     /// The modules and their index files below `usr/lib/modules/VERSION`.
     pub(crate) fn tree(&self, version: &str) -> Tree {
         let base = format!("usr/lib/modules/{version}");
-        let mut tree = Tree::default();
-        for module in &self.modules {
-            tree.file(
-                &format!("{base}/{}", module.path),
-                0o644,
-                module.data.clone(),
-            );
-        }
+        let mut tree = self.files(version, |_| true);
         let indexes = [
             ("modules.dep", self.dependency_index()),
             ("modules.alias", self.lines("alias", alias_lines)),
@@ -429,6 +422,17 @@ impl Selection {
         ];
         for (name, content) in indexes {
             tree.file(&format!("{base}/{name}"), 0o644, content.into_bytes());
+        }
+        tree
+    }
+
+    /// The files of some modules, without the indexes.
+    pub(crate) fn files(&self, version: &str, wanted: impl Fn(&str) -> bool) -> Tree {
+        let base = format!("usr/lib/modules/{version}");
+        let mut tree = Tree::default();
+        for module in self.modules.iter().filter(|module| wanted(&module.name)) {
+            let path = format!("{base}/{}", module.path);
+            tree.file(&path, 0o644, module.data.clone());
         }
         tree
     }

@@ -20,14 +20,22 @@ use crate::tree::Tree;
 /// Package and program: what captures and restores run.
 ///
 /// `resize2fs` grows the last file system of a restored disk, `e2fsck` must run before it, `tune2fs` and
-/// `dumpe2fs` tell and change a file system's identity; `ntfsresize` grows an NTFS. `cryptsetup` opens an encrypted
-/// volume whose key was given with a capture.
+/// `dumpe2fs` tell and change a file system's identity; `ntfsresize` resizes an NTFS.
 pub(crate) const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "e2fsck"),
     ("e2fsprogs", "resize2fs"),
     ("e2fsprogs", "tune2fs"),
     ("e2fsprogs", "dumpe2fs"),
     ("ntfs-3g", "ntfsresize"),
+];
+
+/// What only some jobs need: not in the image, but in a file beside it that the agent fetches for them.
+///
+/// `xfs_growfs` and `btrfs` resize a mounted XFS and Btrfs. `cryptsetup` opens an encrypted volume whose key was
+/// given with a capture.
+pub(crate) const AT_NEED: &[(&str, &str)] = &[
+    ("xfsprogs", "xfs_growfs"),
+    ("btrfs-progs", "btrfs"),
     ("cryptsetup-bin", "cryptsetup"),
 ];
 
@@ -105,26 +113,52 @@ pub(crate) struct ToolFile {
     pub(crate) package: PackageId,
 }
 
-/// The tools from the distribution's packages, as files of the image.
+/// The tools from the distribution's packages.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    /// Files of the image.
+    pub(crate) base: Tree,
+    /// What [`AT_NEED`] has besides.
+    pub(crate) at_need: Tree,
+    /// All of them.
+    pub(crate) files: Vec<ToolFile>,
+}
+
+/// The tools from the distribution's packages.
 ///
 /// # Errors
 /// [`ToolError`].
 pub(crate) fn from_packages(
     packages: &mut Packages,
     architecture: Architecture,
-) -> Result<(Tree, Vec<ToolFile>), ToolError> {
+) -> Result<Tools, ToolError> {
     let mut closure = Closure::new(architecture);
-    for (package, program) in TOOLS {
-        let with_libraries = packages
-            .take_with_dependencies(package, |name| name.starts_with("lib"))
-            .map_err(|source| ToolError::Package { package, source })?;
-        closure.add_program(program, &with_libraries)?;
-    }
-    Ok(closure.finish())
+    let mut add = |closure: &mut Closure, tools: &[(&'static str, &str)]| {
+        tools.iter().try_for_each(|(package, program)| {
+            let with_libraries = packages
+                .take_with_dependencies(package, is_library)
+                .map_err(|source| ToolError::Package { package, source })?;
+            closure.add_program(program, &with_libraries)
+        })
+    };
+    add(&mut closure, TOOLS)?;
+    let (base, _) = closure.clone().finish();
+    add(&mut closure, AT_NEED)?;
+    let (all, files) = closure.finish();
+    Ok(Tools {
+        at_need: all.without(&base),
+        base,
+        files,
+    })
+}
+
+/// Whether a package is one of libraries; Debian's zlib is the one that is not named like the others.
+fn is_library(name: &str) -> bool {
+    name.starts_with("lib") || name == "zlib1g"
 }
 
 /// Files gathered so far, by path in the image without the leading `/`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Closure {
     architecture: Architecture,
     files: BTreeMap<String, (Vec<u8>, u32, PackageId)>,

@@ -82,6 +82,22 @@ impl Tree {
         );
     }
 
+    /// The tree without what `other` has at the same paths; directories stay.
+    pub(crate) fn without(self, other: &Self) -> Self {
+        let stays = |(path, node): &(String, Node)| {
+            matches!(node, Node::Directory { .. }) || !other.0.contains_key(path)
+        };
+        Self(self.0.into_iter().filter(stays).collect())
+    }
+
+    /// The tree with what `other` has at other paths.
+    pub(crate) fn with(mut self, other: Self) -> Self {
+        for (path, node) in other.0 {
+            self.0.entry(path).or_insert(node);
+        }
+        self
+    }
+
     /// Every path and its node, parents before children.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.0.iter().map(|(path, node)| (path.as_str(), node))

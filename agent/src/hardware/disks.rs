@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use backup::SectorSize;
-use backup::hardware::Disk;
+use backup::hardware::{Disk, ExistingPartition};
+use backup::{ByteRange, SectorSize};
 
 use super::{attribute, clean, number};
 
@@ -103,8 +103,27 @@ fn describe(path: &Path, name: &str) -> Option<Disk> {
         physical_sector: u32::try_from(physical).unwrap_or(512),
         removable: number(&path.join("removable")) == Some(1) || on_usb(path),
         read_only: number(&path.join("ro")) == Some(1),
+        partitions: partitions(path),
         name: name.to_owned(),
     })
+}
+
+/// The partitions that the kernel has found, in the order of their numbers.
+fn partitions(path: &Path) -> Vec<ExistingPartition> {
+    let folders = fs::read_dir(path).into_iter().flatten().flatten();
+    let partition = |path: &Path| {
+        let start = number(&path.join("start"))?.checked_mul(512)?;
+        let len = number(&path.join("size"))?.checked_mul(512)?;
+        Some(ExistingPartition {
+            number: u32::try_from(number(&path.join("partition"))?).ok()?,
+            range: ByteRange::new(start, len).ok()?,
+        })
+    };
+    let mut found: Vec<_> = folders
+        .filter_map(|entry| partition(&entry.path()))
+        .collect();
+    found.sort_by_key(|partition| partition.number);
+    found
 }
 
 fn model(device: &Path) -> Option<String> {

@@ -8,9 +8,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use backup::SectorSize;
-use backup::hardware::Disk;
+use backup::hardware::{Disk, ExistingPartition};
+use backup::layout::{LayoutRegion, survey_disk};
+use backup::manifest::RegionKind;
 
 use super::disks;
+use crate::device::{Access, BlockDevice, Device, DiskReader};
 
 /// A disk as it was named on the command line: `PATH` or `PATH:4096`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,8 +98,28 @@ impl NamedDisk {
             physical_sector: u32::try_from(sector).unwrap_or(512),
             removable: false,
             read_only: metadata.permissions().readonly(),
+            partitions: partitions(&self.path, logical_sector),
         })
     }
+}
+
+/// The partitions of an image; none when it has no table that can be read.
+fn partitions(path: &Path, sector: SectorSize) -> Vec<ExistingPartition> {
+    let Ok(image) = Device::open_image(path, Access::Read, sector) else {
+        return Vec::new();
+    };
+    let regions = survey_disk(&DiskReader(&image), image.size(), sector)
+        .map_or_else(|_| Vec::new(), |layout| layout.regions);
+    let partition = |region: LayoutRegion| match region.kind {
+        RegionKind::Partition { number } => Some(ExistingPartition {
+            number,
+            range: region.range,
+        }),
+        _ => None,
+    };
+    let mut found: Vec<_> = regions.into_iter().filter_map(partition).collect();
+    found.sort_by_key(|partition| partition.number);
+    found
 }
 
 #[cfg(test)]

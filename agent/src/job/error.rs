@@ -162,6 +162,8 @@ pub(crate) enum Touched {
     Nothing,
     /// Writing has begun; the disks do not boot.
     Begun,
+    /// Writing has begun, to some partitions only.
+    Volumes,
     /// All but the first sectors is written and checked; those, by which a disk starts, are being
     /// written.
     Committing,
@@ -180,6 +182,10 @@ pub(crate) fn report(fault: &Fault, touched: Touched) -> JobError {
         Touched::Begun => {
             "the disk was partly written and does not boot; start the same restore again, it goes \
              on where it stopped"
+        }
+        Touched::Volumes => {
+            "the chosen partitions were partly written and hold nothing usable, all else on the disk \
+             is as it was; start the same restore again"
         }
         Touched::Committing => {
             "the data is written and whole, but not each disk is known to have its first sector, by \

@@ -42,6 +42,7 @@ pub(crate) struct FakeServer {
     pub(crate) manifests: Mutex<HashMap<RestorePointId, Vec<u8>>>,
     /// Chunks that were stored by uploads.
     pub(crate) uploaded: AtomicU64,
+    boot_files: Mutex<HashMap<String, Vec<u8>>>,
     /// Digests whose next answer is damaged on the wire only.
     pub(crate) noisy: Mutex<HashSet<Digest>>,
 }
@@ -76,6 +77,11 @@ impl FakeServer {
     /// A digest that is stored.
     pub(crate) fn any_digest(&self) -> Digest {
         *lock(&self.records).keys().max().unwrap()
+    }
+
+    /// Puts a file into the boot folder.
+    pub(crate) fn put_boot_file(&self, name: &str, bytes: &[u8]) {
+        lock(&self.boot_files).insert(name.to_owned(), bytes.to_vec());
     }
 
     /// Forgets a chunk.
@@ -165,6 +171,13 @@ impl ChunkServer for FakeServer {
         Ok(Vec::new())
     }
 
+    fn boot_file(&self, name: &str, limit: u64) -> Result<Vec<u8>, RequestError> {
+        let file = lock(&self.boot_files).get(name).cloned();
+        let file = file.ok_or_else(|| refused("not-found", name.to_owned()))?;
+        assert!(file.len() as u64 <= limit);
+        Ok(file)
+    }
+
     fn publish(&self, manifest: &[u8]) -> Result<(), RequestError> {
         let parsed = backup::manifest::Manifest::from_json(manifest).unwrap();
         for (content, _) in parsed.contents() {
@@ -245,7 +258,7 @@ impl BlockDevice for Mirrored {
 /// A machine whose disks are image files in a folder, named as in the inventory.
 pub(crate) struct ImageMachine {
     folder: PathBuf,
-    sector: SectorSize,
+    pub(crate) sector: SectorSize,
     pub(crate) variables: Option<MemoryVariables>,
 }
 
@@ -304,7 +317,6 @@ impl Platform for ImageMachine {
             file.read_exact_at(&mut bytes, start).unwrap();
             std::fs::write(&part, bytes).unwrap();
             sentences.extend(grow_file_system(&part, grow)?);
-            sentences.push(format!("Grew partition {}.", grow.partition));
             file.write_all_at(&std::fs::read(&part).unwrap(), start)
                 .unwrap();
         }
@@ -391,6 +403,7 @@ pub(crate) fn disk(name: &str, size: u64) -> Disk {
         physical_sector: 512,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     }
 }
 

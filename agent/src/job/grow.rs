@@ -12,12 +12,15 @@ use backup::units::HumanBytes;
 
 use crate::job::error::Fault;
 use crate::job::kernel::{failed, find_tool, run_tool};
+use crate::job::mounted;
 
 const EXT_TOOLS: [&str; 2] = ["e2fsck", "resize2fs"];
 const NTFS_TOOLS: [&str; 1] = ["ntfsresize"];
+const XFS_TOOLS: [&str; 1] = ["xfs_growfs"];
+const BTRFS_TOOLS: [&str; 1] = ["btrfs"];
 
 /// What was grown, for the summary.
-pub(crate) fn grew(grow: &Grow) -> String {
+fn grew(grow: &Grow) -> String {
     format!(
         "Grew the {} in partition {} from {} to {}.",
         grow.file_system,
@@ -31,11 +34,18 @@ fn tools(grow: &Grow) -> Result<&'static [&'static str], Fault> {
     match grow.file_system {
         FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => Ok(&EXT_TOOLS),
         FileSystemKind::Ntfs => Ok(&NTFS_TOOLS),
+        FileSystemKind::Xfs => Ok(&XFS_TOOLS),
+        FileSystemKind::Btrfs => Ok(&BTRFS_TOOLS),
         other => Err(Fault::Internal(format!(
             "the plan grows the {other} in partition {}, which this agent cannot",
             grow.partition
         ))),
     }
+}
+
+/// Whether it only grows while it is mounted.
+const fn is_mounted_for_it(kind: FileSystemKind) -> bool {
+    matches!(kind, FileSystemKind::Xfs | FileSystemKind::Btrfs)
 }
 
 /// Looks for the tools that growing needs.
@@ -45,21 +55,31 @@ fn tools(grow: &Grow) -> Result<&'static [&'static str], Fault> {
 pub(crate) fn check_tools(grow: &Grow) -> Result<(), Fault> {
     tools(grow)?
         .iter()
-        .try_for_each(|tool| find_tool(tool).map(drop))
+        .try_for_each(|tool| find_tool(tool).map(drop))?;
+    if is_mounted_for_it(grow.file_system) {
+        mounted::check_kernel(grow.file_system)?;
+    }
+    Ok(())
 }
 
-/// Makes a file system as large as the device it is on. Returns a sentence when a person should know
-/// something about it.
+/// Makes a file system as large as the device it is on. Returns sentences for the summary.
 ///
 /// # Errors
 /// A tool that fails, and a file system that needs a human.
-pub(crate) fn grow_file_system(node: &Path, grow: &Grow) -> Result<Option<String>, Fault> {
+pub(crate) fn grow_file_system(node: &Path, grow: &Grow) -> Result<Vec<String>, Fault> {
     check_tools(grow)?;
-    if grow.file_system == FileSystemKind::Ntfs {
-        grow_ntfs(node, grow).map(Some)
-    } else {
-        grow_ext(node, grow)
+    let mut sentences = Vec::new();
+    match grow.file_system {
+        kind if is_mounted_for_it(kind) => {
+            if let Some(left) = mounted::grow(node, grow)? {
+                return Ok(vec![left]);
+            }
+        }
+        FileSystemKind::Ntfs => sentences.push(grow_ntfs(node, grow)?),
+        _ => sentences.extend(grow_ext(node, grow)?),
     }
+    sentences.push(grew(grow));
+    Ok(sentences)
 }
 
 /// `--force` once: with a volume that is marked as not clean the tool would ask, gets no answer, and ends.
@@ -124,7 +144,7 @@ mod tests {
     use crate::job::fake::run;
 
     /// Grows an ext4 to which `command` of debugfs was done.
-    fn grow_after(command: &str) -> Result<Option<String>, Fault> {
+    fn grow_after(command: &str) -> Result<Vec<String>, Fault> {
         let folder = tempfile::tempdir().unwrap();
         let (image, tree) = (folder.path().join("image"), folder.path().join("tree"));
         std::fs::create_dir(&tree).unwrap();
@@ -151,13 +171,17 @@ mod tests {
 
     #[test]
     fn a_clean_file_system_grows_and_nothing_is_said() {
-        assert_eq!(grow_after("stat /f").unwrap(), None);
+        let said = grow_after("stat /f").unwrap();
+        assert_eq!(
+            said,
+            ["Grew the ext4 in partition 3 from 8.00 MiB to 16.0 MiB."]
+        );
     }
 
     #[test]
     fn what_was_corrected_is_said_with_the_partition() {
         let said = grow_after("set_inode_field /f links_count 7").unwrap();
-        let said = said.unwrap();
+        let said = &said[0];
         let begin = "The ext4 in partition 3 was clean when captured; e2fsck corrected: ";
         assert!(said.starts_with(begin), "{said}");
         assert!(said.contains("ref count is 7"), "{said}");
@@ -192,8 +216,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, grow) = small_ntfs(folder.path());
         for _ in 0..2 {
-            let said = grow_file_system(&path, &grow).unwrap().unwrap();
-            assert!(said.contains("partition 3"), "{said}");
+            let said = grow_file_system(&path, &grow).unwrap();
+            assert!(said[0].contains("partition 3"), "{said:?}");
             let info = run("ntfsresize", &["--info", "--force", path.to_str().unwrap()]);
             // Whole clusters, and the sector of the copy of the boot sector.
             let size = (64 << 20) - 4096 + 512;

@@ -20,7 +20,7 @@ use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::hardware::disks::block_device;
 use crate::job::encrypted;
 use crate::job::error::Fault;
-use crate::job::grow::{check_tools, grew, grow_file_system};
+use crate::job::grow::{check_tools, grow_file_system};
 use crate::job::platform::{Loader, Platform};
 use crate::log::chain;
 use crate::sys;
@@ -93,11 +93,14 @@ impl Platform for Kernel {
             .partitions
             .iter()
             .filter(|one| grows(one) || is_esp(one));
-        let added = Added::new(&disk.target.name, needed)?;
+        let added = if disk.keeps_table {
+            Added::known(&disk.target.name, needed)?
+        } else {
+            Added::new(&disk.target.name, needed)?
+        };
         let mut sentences = Vec::new();
         for grow in &disk.grow {
             sentences.extend(grow_file_system(&added.node(grow.partition), grow)?);
-            sentences.push(grew(grow));
         }
         if let (Some(esp), Some(name)) = (esp, self.fallback) {
             let same = |loader: &&Loader| esp.guid.as_deref() == Some(loader.partition.as_str());
@@ -198,6 +201,31 @@ impl Added {
         Ok(added)
     }
 
+    /// Partitions of the table that is there; nothing to add.
+    fn known<'p>(
+        disk: &str,
+        partitions: impl Iterator<Item = &'p PlannedPartition>,
+    ) -> Result<Self, Fault> {
+        let known = Self {
+            disk: disk.to_owned(),
+            numbers: Vec::new(),
+        };
+        let partitions: Vec<_> = partitions.collect();
+        if partitions.is_empty() {
+            return Ok(known);
+        }
+        // What the kernel remembers of their content is from before.
+        let device = open_exclusively(disk, Access::Write)?;
+        device
+            .reread_table()
+            .map_err(|error| known.fault("read the table again", &error))?;
+        drop(device);
+        for partition in partitions {
+            wait_for(&known.node(partition.number))?;
+        }
+        Ok(known)
+    }
+
     fn fault(&self, what: &str, error: &io::Error) -> Fault {
         Fault::Tool {
             tool: format!("kernel, disk {}", self.disk),
@@ -253,7 +281,7 @@ pub(crate) fn find_tool(name: &str) -> Result<PathBuf, Fault> {
         })
 }
 
-pub(super) fn failed(tool: &str, code: Option<i32>, output: &str) -> Fault {
+pub(crate) fn failed(tool: &str, code: Option<i32>, output: &str) -> Fault {
     let code = code.map_or_else(
         || "was killed".to_owned(),
         |code| format!("ended with {code}"),

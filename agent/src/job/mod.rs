@@ -23,7 +23,10 @@ pub(crate) mod encrypted;
 pub(crate) mod error;
 pub(crate) mod grow;
 pub(crate) mod kernel;
+pub(crate) mod loops;
+pub(crate) mod mounted;
 pub(crate) mod native;
+pub(crate) mod own_mounts;
 pub(crate) mod platform;
 pub(crate) mod server;
 pub(crate) mod tracker;
@@ -154,6 +157,9 @@ fn keys(job: &Job, context: &Context, server: &dyn ChunkServer) -> Result<Vec<Vo
     {
         let asked = server.keys();
         keys.extend(asked.map_err(Fault::server("asking for the keys of encrypted volumes"))?);
+    }
+    if !keys.is_empty() {
+        crate::at_need::bring(server)?;
     }
     unlock::check(&keys).map_err(|error| Fault::NotAsPlanned(error.to_string()))?;
     Ok(keys)

@@ -19,7 +19,7 @@ use crate::device::{Access, BlockDevice, Device, DeviceError};
 use crate::hardware::named::NamedDisk;
 use crate::job::encrypted;
 use crate::job::error::Fault;
-use crate::job::grow::{check_tools, grew, grow_file_system};
+use crate::job::grow::{check_tools, grow_file_system};
 use crate::job::kernel::{Kernel, find_tool, run_tool};
 use crate::job::platform::{Loader, Platform};
 use crate::log::chain;
@@ -204,7 +204,6 @@ impl Platform for Native {
             let detached = losetup(&["--detach".as_ref(), node.as_ref()]);
             sentences.extend(grown?);
             detached?;
-            sentences.push(grew(grow));
         }
         Ok(sentences)
     }

@@ -43,6 +43,8 @@ pub(crate) trait ChunkServer: Sync {
     fn publish(&self, manifest: &[u8]) -> Result<(), RequestError>;
     /// The keys of the encrypted volumes that the capture opens.
     fn keys(&self) -> Result<Vec<VolumeKey>, RequestError>;
+    /// A file of the boot folder, of at most `limit` bytes.
+    fn boot_file(&self, name: &str, limit: u64) -> Result<Vec<u8>, RequestError>;
 }
 
 /// What a region's chunk list is called until it is whole and its digest names it.
@@ -89,6 +91,10 @@ impl ChunkServer for HttpChunkServer<'_> {
     fn manifest(&self, id: &RestorePointId) -> Result<Vec<u8>, RequestError> {
         self.server
             .get_bytes(&api::restore_point_manifest(id), MANIFEST_LIMIT)
+    }
+
+    fn boot_file(&self, name: &str, limit: u64) -> Result<Vec<u8>, RequestError> {
+        self.server.get_bytes(&format!("/boot/{name}"), limit)
     }
 
     fn chunk_list(

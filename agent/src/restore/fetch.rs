@@ -66,6 +66,26 @@ pub(crate) fn in_order(
     })
 }
 
+/// Fetches one batch: its plain bytes by digest.
+///
+/// # Errors
+/// What the server did not give.
+pub(super) fn batch(
+    engine: &Engine<'_>,
+    names: &[String],
+    pieces: &[Piece],
+    range: &Range<usize>,
+) -> Result<HashMap<Digest, Vec<u8>>, Fault> {
+    let mut zstd =
+        Decompressor::new().map_err(|error| Fault::Internal(format!("zstd: {error}")))?;
+    let fetcher = Fetcher {
+        engine,
+        names,
+        pieces,
+    };
+    Ok(fetcher.batch(range, &mut zstd)?.plain)
+}
+
 type Message = (usize, Result<Fetched, Fault>);
 
 fn drain(

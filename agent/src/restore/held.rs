@@ -6,8 +6,8 @@
 use backup::ByteRange;
 
 use super::commit::Write;
+use super::work;
 use super::write::Target;
-use super::{marker, work};
 
 /// Bytes that are written after the rest is flushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(super) fn before_commit<'h>(
 ) -> impl Iterator<Item = (&'h Held, ByteRange)> {
     let places: Vec<_> = targets
         .iter()
-        .map(|target| (marker::place(target.device.size()), target.first))
+        .map(|target| (target.marker, target.first))
         .collect();
     held.iter().flat_map(move |part| {
         let (marker, first) = places.get(part.disk).copied().unwrap_or_default();

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the order of writes. First the ranges that could make a disk start are made zero and
 //! flushed, and a marker says which restore is under way; then the data, flushed; then superblocks
-//! and boot sectors, flushed; then file systems grow; the partition table, or the first sector of a
+//! and boot sectors, flushed; then file systems are made smaller or larger; the partition table, or the first sector of a
 //! disk without one, is the last write. A power cut at any instant leaves a disk that does not start, and the same restore goes on where it was.
 //!
 //! Every byte is checked against its digest before it is written. Superblocks, boot sectors and tables
@@ -16,6 +16,7 @@ use backup::units::HumanBytes;
 use backup::{ByteRange, Digest};
 use protocol::progress::Stage;
 
+use crate::at_need;
 use crate::boot_repair;
 use crate::device::{Access, io_error};
 use crate::job::error::{Fault, Touched, report};
@@ -24,6 +25,7 @@ use crate::job::{Engine, JobError};
 use commit::Writes;
 use held::{Held, before_commit, contents};
 use lists::fetch_lists;
+use shrink::Tail;
 use work::Piece;
 use write::{Target, Writer};
 
@@ -33,6 +35,8 @@ mod fetch;
 mod held;
 mod lists;
 mod marker;
+mod sectors;
+mod shrink;
 mod volumes;
 mod work;
 mod write;
@@ -41,6 +45,8 @@ mod write;
 mod crash_tests;
 #[cfg(test)]
 mod loop_tests;
+#[cfg(test)]
+mod mapping_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -67,6 +73,7 @@ struct Restore<'a> {
     manifest: Manifest,
     plan: RestorePlan,
     pieces: Vec<Piece>,
+    tails: Vec<Tail>,
 }
 
 impl<'a> Restore<'a> {
@@ -100,14 +107,20 @@ impl<'a> Restore<'a> {
             .lines()
             .for_each(|line| log::info!("{line}"));
         plan.notes.iter().for_each(|note| log::info!("{note}"));
+        if at_need::is_needed_by(&plan) {
+            at_need::bring(engine.server)?;
+        }
         engine.platform.check_tools(&plan)?;
+        shrink::check(&plan)?;
         let lists = fetch_lists(engine, restore_point, &manifest, &plan)?;
         let pieces = work::pieces(&plan, &manifest, &lists)?;
+        let tails = shrink::tails(&plan, &manifest, &lists)?;
         Ok(Self {
             engine,
             manifest,
             plan,
             pieces,
+            tails,
         })
     }
 
@@ -116,7 +129,12 @@ impl<'a> Restore<'a> {
         let known = self.read_markers(&targets)?;
         self.engine.check_cancelled()?;
 
-        *touched = Touched::Begun;
+        let only_volumes = self.plan.disks.iter().all(|plan| plan.keeps_table);
+        *touched = if only_volumes {
+            Touched::Volumes
+        } else {
+            Touched::Begun
+        };
         for ((target, plan), known) in targets.iter_mut().zip(&self.plan.disks).zip(&known) {
             invalidate(target, plan, &self.plan.restore_point, *known)?;
         }
@@ -133,7 +151,8 @@ impl<'a> Restore<'a> {
         self.write_held(&targets, &held)?;
         self.verify(&targets, all, &held)?;
 
-        let mut sentences = Vec::new();
+        let mut sentences = shrink::shrink(self.engine, &targets, &self.tails)?;
+        sentences.extend(sectors::change(self.engine, &targets, &self.plan.disks)?);
         let writes = self.commit_writes(&targets, &held);
         drop(targets);
         self.finish_volumes(&mut sentences)?;
@@ -161,7 +180,7 @@ impl<'a> Restore<'a> {
         let disks = self.plan.disks.iter().zip(targets).enumerate();
         disks
             .map(|(disk, (plan, target))| {
-                let place = marker::place(target.device.size());
+                let place = target.marker;
                 let reserved =
                     place.map(|place| contents(held, disk, place, "the marker's sector"));
                 let first = target
@@ -191,12 +210,15 @@ impl<'a> Restore<'a> {
                 )));
             }
             let first = ByteRange::between(0, device.sector().bytes());
-            let first = plan.commit.is_empty().then_some(first);
-            let last = work::last_ranges(plan, marker::place(device.size()), first);
+            let first = (plan.commit.is_empty() && !plan.keeps_table).then_some(first);
+            // Where other partitions stay, there is no place for a marker that is surely nobody's.
+            let marker = marker::place(device.size()).filter(|_| !plan.keeps_table);
+            let last = work::last_ranges(plan, marker, first);
             targets.push(Target {
                 device,
                 last,
                 first,
+                marker,
             });
         }
         Ok(targets)
@@ -207,7 +229,7 @@ impl<'a> Restore<'a> {
         let mut known = Vec::with_capacity(targets.len());
         for (target, plan) in targets.iter().zip(&self.plan.disks) {
             let device = target.device.as_ref();
-            let Some(place) = marker::place(device.size()) else {
+            let Some(place) = target.marker else {
                 known.push(false);
                 continue;
             };
@@ -401,7 +423,7 @@ fn invalidate(
     known: bool,
 ) -> Result<(), Fault> {
     let device = target.device.as_ref();
-    let place = marker::place(device.size());
+    let place = target.marker;
     let spared = if known { place } else { None };
     // Two steps: what starts the disk is gone before anything else of it is.
     for ranges in [&plan.invalidate, &target.last] {

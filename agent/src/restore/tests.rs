@@ -110,7 +110,7 @@ fn make_source(folder: &Path) -> PathBuf {
 }
 
 /// An image full of old data, also where a table would be.
-fn make_target(folder: &Path, name: &str, len: u64) -> PathBuf {
+pub(super) fn make_target(folder: &Path, name: &str, len: u64) -> PathBuf {
     let path = folder.join(name);
     let file = File::create(&path).unwrap();
     let old = noise(5, MIB as usize);
@@ -128,7 +128,7 @@ fn captured(folder: &Path) -> Bench<ImageMachine> {
     bench
 }
 
-fn part(image: &Path, start: u64, len: u64) -> Vec<u8> {
+pub(super) fn part(image: &Path, start: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; len as usize];
     File::open(image)
         .unwrap()
@@ -145,7 +145,7 @@ fn check_root(folder: &Path, image: &Path, len: u64) -> PathBuf {
     root
 }
 
-fn files_of(root: &Path, into: &Path) -> Vec<(String, Vec<u8>)> {
+pub(super) fn files_of(root: &Path, into: &Path) -> Vec<(String, Vec<u8>)> {
     fs::create_dir_all(into).unwrap();
     run(
         "debugfs",
@@ -320,9 +320,9 @@ fn a_chunk_damaged_on_the_wire_only_is_asked_for_again() {
 fn a_disk_that_is_too_small_is_refused_untouched() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = captured(folder.path());
-    let target = make_target(folder.path(), "target", SOURCE - 16 * MIB);
+    let target = make_target(folder.path(), "target", SOURCE / 2);
     let before = fs::read(&target).unwrap();
-    bench.inventory.disks = vec![disk("target", SOURCE - 16 * MIB)];
+    bench.inventory.disks = vec![disk("target", SOURCE / 2)];
     let error = restore(&bench.engine(), &point("rp-1"), &Choices::default()).unwrap_err();
     assert_eq!(error.code, "refused");
     assert!(
@@ -409,7 +409,7 @@ fn uefi_entries_are_captured_and_come_back_once_however_often_it_is_restored() {
 }
 
 /// Start and length of each partition in bytes, as sfdisk reads the table.
-fn partitions(image: &Path) -> Vec<(u64, u64)> {
+pub(super) fn partitions(image: &Path) -> Vec<(u64, u64)> {
     let dump = run("sfdisk", &["-d", image.to_str().unwrap()]);
     let number = |line: &str, key: &str| -> Option<u64> {
         let text = line.split(key).nth(1)?.trim_start().split(',').next()?;

@@ -43,7 +43,9 @@ pub(super) fn add_pieces(
         let mapping = volume
             .mapping()
             .map_err(|error| misfit(&error.to_string()))?;
-        if mapping.size() == 0 {
+        // Where only chosen volumes are restored, all of its areas are absent.
+        let is_planned = places.keys().any(|(planned, ..)| *planned == number);
+        if mapping.size() == 0 || !is_planned {
             continue;
         }
         let list = lists.get(&volume.content.digest);

@@ -11,7 +11,7 @@ use backup::manifest::Manifest;
 use backup::plan::{DiskPlan, RestorePlan};
 use backup::{ByteRange, Digest};
 
-use super::volumes;
+use super::{shrink, volumes};
 use crate::job::error::Fault;
 
 /// The most chunks that one request asks for.
@@ -62,6 +62,9 @@ pub(crate) fn pieces(
             let list = lists.get(&region.content.digest);
             let list = list.ok_or_else(|| misfit("no chunk list"))?;
             for chunk in list.chunks() {
+                if shrink::is_in_tail(disk_plan, copy.destination, chunk.range) {
+                    continue;
+                }
                 let range = copy
                     .destination
                     .start()

@@ -24,6 +24,8 @@ pub(crate) struct Target {
     pub(crate) last: Vec<ByteRange>,
     /// The first sector of a disk without a table: writing it is the commit.
     pub(crate) first: Option<ByteRange>,
+    /// Where the marker is; none where the disk is too small, or not all of it is written.
+    pub(crate) marker: Option<ByteRange>,
 }
 
 /// Merges pieces into writes.

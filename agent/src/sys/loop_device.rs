@@ -75,12 +75,17 @@ pub(crate) fn free(control: &File) -> io::Result<u32> {
     u32::try_from(code).map_err(|_| io::Error::last_os_error())
 }
 
-/// Makes the loop device show a range of `backing`, for reading only, until nothing has the loop device
-/// open any more.
+/// Makes the loop device show a range of `backing`, for reading only unless both are open for writing and it
+/// `is_writable`, until nothing has the loop device open any more.
 ///
 /// # Errors
 /// What the kernel says: `EBUSY` when the loop device was taken meanwhile.
-pub(crate) fn show(device: &File, backing: BorrowedFd<'_>, range: ByteRange) -> io::Result<()> {
+pub(crate) fn show(
+    device: &File,
+    backing: BorrowedFd<'_>,
+    range: ByteRange,
+    is_writable: bool,
+) -> io::Result<()> {
     let fd = u32::try_from(backing.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let config = Config {
         fd,
@@ -94,7 +99,7 @@ pub(crate) fn show(device: &File, backing: BorrowedFd<'_>, range: ByteRange) -> 
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR,
+            flags: LO_FLAGS_AUTOCLEAR | if is_writable { 0 } else { LO_FLAGS_READ_ONLY },
             file_name: [0; 64],
             crypt_name: [0; 64],
             encrypt_key: [0; 32],

@@ -71,6 +71,7 @@ fn plain(file_system: FileSystemKind, block_size: u32, size: u64) -> Volume {
         block_size,
         size,
         used: None,
+        sector_size: None,
     }
 }
 
@@ -139,6 +140,7 @@ fn xfs(head: &[u8], size: u64) -> Option<Volume> {
     (block_size.is_power_of_two() && (512..=65536).contains(&block_size)).then(|| Volume {
         label: text(&head[108..120]),
         uuid: uuid(&head[32..48]),
+        sector_size: Some(u32::from(u16::from_be_bytes([head[102], head[103]]))),
         ..plain(FileSystemKind::Xfs, block_size, bytes.min(size))
     })
 }
@@ -154,6 +156,7 @@ fn exfat(head: &[u8], size: u64) -> Option<Volume> {
         let bytes = le64(head, 72).saturating_mul(1 << sector);
         Volume {
             uuid: Some(format!("{:04X}-{:04X}", serial >> 16, serial & 0xffff)),
+            sector_size: Some(1 << sector),
             ..plain(
                 FileSystemKind::Exfat,
                 1 << (sector + cluster),
@@ -180,6 +183,7 @@ fn ntfs(head: &[u8], size: u64) -> Option<Volume> {
         let bytes = le64(head, 40).saturating_mul(u64::from(sector));
         Volume {
             uuid: Some(format!("{:016X}", le64(head, 72))),
+            sector_size: Some(sector),
             ..plain(FileSystemKind::Ntfs, sector * cluster, bytes.min(size))
         }
     })
@@ -254,6 +258,7 @@ fn fat(head: &[u8], size: u64) -> Option<Volume> {
     Some(Volume {
         label: label.filter(|label| label != "NO NAME"),
         uuid: serial.map(|serial| format!("{:04X}-{:04X}", serial >> 16, serial & 0xffff)),
+        sector_size: Some(u32::from(le16(head, 11))),
         ..plain(kind, geometry.cluster_size(), geometry.size().min(size))
     })
 }

@@ -97,7 +97,7 @@ fn list(disks: &[&Disk]) -> String {
     }
 }
 
-fn chosen<'a>(targets: &'a [Disk], text: &str) -> Result<&'a Disk, Refusal> {
+pub(super) fn chosen<'a>(targets: &'a [Disk], text: &str) -> Result<&'a Disk, Refusal> {
     let matches: Vec<&Disk> = targets
         .iter()
         .filter(|disk| {

@@ -5,18 +5,21 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ByteRange;
 use crate::hardware::Disk;
 use crate::manifest::{Blob, FileSystemKind, RestorePointId};
+use crate::{ByteRange, SectorSize};
 
 mod assign;
 pub mod capture;
 pub mod kept;
+pub mod mapping;
 pub mod members;
 mod picture;
 mod placement;
 pub mod reads;
 pub mod restore;
+mod sectors;
+mod shrink;
 pub mod volumes;
 
 /// What a person or a policy decided about a restore.
@@ -30,6 +33,9 @@ pub struct Choices {
     pub extra_space: ExtraSpace,
     /// Whether a backup of the other type of firmware is restored all the same.
     pub firmware: FirmwareChoice,
+    /// Volumes that go to partitions which are there, and nothing else does; or volumes that are left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<mapping::VolumeChoice>,
 }
 
 /// Who gets the room that a larger disk has more than the source.
@@ -79,6 +85,8 @@ pub enum ReasonCode {
     DiskNotFound,
     /// The target is smaller than what must go there.
     TooSmall,
+    /// The target is smaller than the source, and nothing on it can be made smaller.
+    CannotShrink,
     /// Logical sector sizes differ and the layout cannot be carried over.
     SectorSize,
     /// The backup starts by BIOS and the machine by UEFI, or the other way round.
@@ -89,6 +97,10 @@ pub enum ReasonCode {
     ReadOnly,
     /// The backup's own table is damaged or of a kind that can not be rebuilt.
     TableUnsupported,
+    /// The volume or partition that was chosen is not there.
+    VolumeNotFound,
+    /// The volume that was chosen cannot go to a partition by itself.
+    VolumeUnsupported,
     /// A disk to be captured is a member of a RAID, a pool or a set of dynamic disks.
     MemberDisk,
 }
@@ -121,6 +133,9 @@ pub struct DiskPlan {
     pub source: u32,
     /// The target as it was in the inventory; the agent checks it again before it writes.
     pub target: Disk,
+    /// Whether the table that is there stays, and all that is outside of [`Self::partitions`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_table: bool,
     /// Made zero and flushed before anything else, so that the disk does not boot: the first MiB
     /// (or all of a smaller disk) and the place of the backup GPT.
     pub invalidate: Vec<ByteRange>,
@@ -133,6 +148,13 @@ pub struct DiskPlan {
     pub partitions: Vec<PlannedPartition>,
     /// File systems that are made larger after their data is verified.
     pub grow: Vec<Grow>,
+    /// File systems that are made smaller before that: their partitions hold their front, and what lies behind it
+    /// moves there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shrink: Vec<Shrink>,
+    /// File systems whose own sectors get another size, before the commit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sectors: Vec<SectorChange>,
     /// The commit, in this order, each flushed: backup GPT, primary GPT, first sector.
     pub commit: Vec<TableWrite>,
 }
@@ -142,7 +164,8 @@ pub struct DiskPlan {
 pub struct RegionCopy {
     /// Index in the source disk's `regions`.
     pub region: u32,
-    /// Where it goes on the target; at least as long as the region.
+    /// Where it goes on the target; at least as long as the region, unless it is made smaller: then this is its
+    /// front.
     pub destination: ByteRange,
     /// Parts of the destination that are written last, after the rest is flushed: file system
     /// superblocks and boot sectors (and what lies inside the first MiB). Relative to the disk.
@@ -190,6 +213,30 @@ pub struct Grow {
     pub from: u64,
     /// The size of its partition, in bytes.
     pub to: u64,
+}
+
+/// A file system that is made smaller, to fit its smaller partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shrink {
+    /// The partition's number.
+    pub partition: u32,
+    /// Which file system.
+    pub file_system: FileSystemKind,
+    /// Its size before, in bytes.
+    pub from: u64,
+    /// The size of its partition, in bytes.
+    pub to: u64,
+}
+
+/// A file system that counts in sectors, for a disk whose sectors have another size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SectorChange {
+    /// The partition's number.
+    pub partition: u32,
+    /// Which file system.
+    pub file_system: FileSystemKind,
+    /// The sectors that it gets.
+    pub to: SectorSize,
 }
 
 /// Bytes of a partition table at their place.

@@ -41,7 +41,11 @@ impl RestorePlan {
             lines.push("      v".to_owned());
             lines.push(fit(&plan.target.describe(), COLUMNS));
             lines.extend(draw(&target_cells(plan), plan.target.size, widest));
-            lines.push("  Everything on this disk is overwritten.".to_owned());
+            lines.push(if plan.keeps_table {
+                "  What is not named \"new\" stays as it is.".to_owned()
+            } else {
+                "  Everything on this disk is overwritten.".to_owned()
+            });
             for grow in &plan.grow {
                 lines.push(format!(
                     "  Partition {}: {} grows from {} to {}.",
@@ -49,6 +53,23 @@ impl RestorePlan {
                     grow.file_system,
                     HumanBytes(grow.from),
                     HumanBytes(grow.to)
+                ));
+            }
+            for shrink in &plan.shrink {
+                lines.push(format!(
+                    "  Partition {}: {} is made smaller, from {} to {}.",
+                    shrink.partition,
+                    shrink.file_system,
+                    HumanBytes(shrink.from),
+                    HumanBytes(shrink.to)
+                ));
+            }
+            for change in &plan.sectors {
+                lines.push(format!(
+                    "  Partition {}: {} gets sectors of {} bytes.",
+                    change.partition,
+                    change.file_system,
+                    change.to.bytes()
                 ));
             }
             lines.push(String::new());
@@ -70,9 +91,14 @@ impl fmt::Display for RestorePlan {
         for plan in &self.disks {
             writeln!(
                 f,
-                "disk {} goes to {}, which is overwritten",
+                "disk {} goes to {}{}",
                 plan.source,
-                plan.target.describe()
+                plan.target.describe(),
+                if plan.keeps_table {
+                    ", of which these partitions are overwritten"
+                } else {
+                    ", which is overwritten"
+                }
             )?;
             for partition in &plan.partitions {
                 let grow = plan
@@ -86,8 +112,13 @@ impl fmt::Display for RestorePlan {
                     contents(partition),
                     HumanBytes(partition.range.len()).to_string()
                 )?;
-                match grow {
-                    Some(grow) => writeln!(f, " (was {})", HumanBytes(grow.from))?,
+                let shrunk = plan
+                    .shrink
+                    .iter()
+                    .find(|shrink| shrink.partition == partition.number);
+                let before = grow.map(|grow| grow.from);
+                match before.or(shrunk.map(|shrink| shrink.from)) {
+                    Some(before) => writeln!(f, " (was {})", HumanBytes(before))?,
                     None => writeln!(f)?,
                 }
             }
@@ -149,14 +180,20 @@ fn source_cells(image: &DiskImage) -> Vec<Cell> {
 }
 
 fn target_cells(plan: &DiskPlan) -> Vec<Cell> {
+    let new = if plan.keeps_table { " new" } else { "" };
     let mut parts: Vec<_> = plan
         .partitions
         .iter()
         .map(|partition| {
-            let text = format!("{} {}", partition.number, contents(partition));
+            let text = format!("{}{new} {}", partition.number, contents(partition));
             (partition.range, text)
         })
         .collect();
+    let is_planned = |range| plan.partitions.iter().any(|one| one.range == range);
+    let kept = plan.target.partitions.iter().filter(|_| plan.keeps_table);
+    for partition in kept.filter(|one| !is_planned(one.range)) {
+        parts.push((partition.range, partition.number.to_string()));
+    }
     if parts.is_empty() {
         // A disk without a table: its copies are all there is.
         parts = plan

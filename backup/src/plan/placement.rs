@@ -3,6 +3,8 @@
 //! Invariant: partitions stay in their order and never overlap; none becomes smaller; one that is fixed
 //! ([`TablePartition::fixed`]) does not move; what moves, moves by whole MiB, so that every alignment and
 //! both sector sizes stay right; what grows, has a file system that grows with it.
+//!
+//! What is *not* here: a disk that is smaller (`shrink`).
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,7 @@ use crate::hardware::Disk;
 use crate::layout::TablePartition;
 use crate::manifest::{Coverage, DiskImage, FileSystemKind, PartitionTable, Region, RegionKind};
 use crate::plan::restore::MIB;
-use crate::plan::{ExtraSpace, Grow};
+use crate::plan::{ExtraSpace, Grow, Shrink};
 use crate::units::HumanBytes;
 
 /// The disks that partitions are placed from and on.
@@ -32,16 +34,28 @@ pub(super) struct Placement {
     pub(super) changed: BTreeMap<u32, ByteRange>,
     /// File systems that grow with their partitions.
     pub(super) grow: Vec<Grow>,
-    /// How far each partition moves that begins at this byte of the source or behind it, in order.
-    shifts: Vec<(u64, u64)>,
+    /// File systems that are made smaller to fit their partitions.
+    pub(super) shrink: Vec<Shrink>,
+    /// Where each partition began on the source and begins now, in order; none when nothing moves.
+    pub(super) starts: Vec<(u64, u64)>,
 }
 
 impl Placement {
-    /// How far what begins at byte `at` of the source moves.
-    pub(super) fn shift(&self, at: u64) -> u64 {
-        let behind = self.shifts.partition_point(|(start, _)| *start <= at);
-        let before = behind.checked_sub(1).and_then(|last| self.shifts.get(last));
-        before.map_or(0, |(_, shift)| *shift)
+    /// Where what is outside of partitions begins, which was at `range` of the source: it stays where it was
+    /// before the next partition, or behind the last one.
+    pub(super) fn outside(&self, range: ByteRange) -> Option<u64> {
+        let next = self
+            .starts
+            .iter()
+            .find(|(source, _)| *source >= range.end());
+        let Some((source, now)) = next.or(self.starts.last()) else {
+            return Some(range.start());
+        };
+        if now >= source {
+            range.start().checked_add(now - source)
+        } else {
+            range.start().checked_sub(source - now)
+        }
     }
 
     /// Where a partition is.
@@ -150,9 +164,9 @@ impl Room<'_> {
             let Ok(place) = ByteRange::new(source.start() + shift, source.len()) else {
                 continue;
             };
+            placement.starts.push((source.start(), place.start()));
             if shift > 0 {
                 placement.changed.insert(partition.number, place);
-                placement.shifts.push((source.start(), shift));
             }
             let Some((number, most)) = takes(partition.number) else {
                 continue;
@@ -202,14 +216,9 @@ impl Room<'_> {
 
     /// How large the file system of a partition can become at most; `None` when it cannot grow.
     fn most(&self, number: u32) -> Option<u64> {
-        let volume = self
-            .region_of(number)
-            .filter(|region| region.coverage == Coverage::UsedBlocks)
-            .and_then(|region| region.volume.as_ref())
-            .filter(|volume| can_grow(volume.file_system) && volume.block_size > 0)?;
-        // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits; so does
-        // Windows with the clusters of NTFS.
-        Some(u64::from(u32::MAX) * u64::from(volume.block_size))
+        self.region_of(number)
+            .filter(|region| region.range.start() >= MIB)
+            .and_then(most)
     }
 
     fn note_unused(&self, last: &TablePartition, why: &str, notes: &mut Vec<String>) {
@@ -233,21 +242,50 @@ impl Room<'_> {
             (Some(volume), Coverage::Whole { reason }) if can_grow(volume.file_system) => {
                 format!("its {} was saved whole ({reason})", volume.file_system)
             }
+            // Until the commit, the engine's marker lies there instead of a part of the file system, and no
+            // tool must see that.
+            (Some(volume), _) if can_grow(volume.file_system) && region.range.start() < MIB => {
+                format!(
+                    "its {} begins within the disk's first MiB, where an unfinished restore leaves its mark",
+                    volume.file_system
+                )
+            }
             (Some(volume), _) => format!("{} is not made larger yet", volume.file_system),
             (None, _) => "it has no file system that is known here".to_owned(),
         }
     }
 
-    fn region_of(&self, number: u32) -> Option<&Region> {
+    pub(super) fn region_of(&self, number: u32) -> Option<&Region> {
         let kind = RegionKind::Partition { number };
         self.image.regions.iter().find(|region| region.kind == kind)
     }
+}
+
+/// How large a region's file system can become at most; `None` when it cannot grow.
+pub(super) fn most(region: &Region) -> Option<u64> {
+    let volume = region
+        .volume
+        .as_ref()
+        .filter(|_| region.coverage == Coverage::UsedBlocks)
+        .filter(|volume| can_grow(volume.file_system) && volume.block_size > 0)?;
+    Some(match volume.file_system {
+        // Their limits are past those of any disk.
+        FileSystemKind::Xfs | FileSystemKind::Btrfs => u64::MAX,
+        // Without the 64bit feature, which a manifest does not tell, ext counts blocks in 32 bits; so does
+        // Windows with the clusters of NTFS.
+        _ => u64::from(u32::MAX) * u64::from(volume.block_size),
+    })
 }
 
 /// Whether the environment has a tool that makes it larger.
 const fn can_grow(file_system: FileSystemKind) -> bool {
     matches!(
         file_system,
-        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 | FileSystemKind::Ntfs
+        FileSystemKind::Ext2
+            | FileSystemKind::Ext3
+            | FileSystemKind::Ext4
+            | FileSystemKind::Ntfs
+            | FileSystemKind::Xfs
+            | FileSystemKind::Btrfs
     )
 }

@@ -11,11 +11,11 @@
 //! 2. `copies` without their `last` parts. A partition may lie over an invalidated range (the first
 //!    MiB of an MBR disk, the last MiB of any): its bytes come after the zeros, so they stay.
 //! 3. the `last` parts of all copies: superblocks, boot sectors, and what lies in the first MiB.
-//! 4. `grow`, on the partitions' ranges, while there is still no table.
+//! 4. `shrink`, then `sectors`, then `grow`, on the partitions' ranges, while there is still no table.
 //! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
 //!    `commit`: there the first sector is kept back in step 3 and written here.
 //!
-//! What is *not* here: making file systems smaller, other sector sizes; who grows (`placement`).
+//! What is *not* here: chosen volumes onto partitions that are there (`mapping`), who grows (`placement`), who is made smaller (`shrink`), other sector sizes (`sectors`).
 
 use crate::ByteRange;
 use crate::filesystem::heads;
@@ -26,11 +26,11 @@ use crate::manifest::{
 };
 use crate::plan::assign::assign;
 use crate::plan::placement::{Placement, Room};
-use crate::plan::volumes;
 use crate::plan::{
     Choices, DiskPlan, ExtraSpace, FirmwareChoice, PlannedPartition, ReasonCode, Refusal,
     RegionCopy, RestorePlan, TableWrite,
 };
+use crate::plan::{mapping, sectors, volumes};
 use crate::units::HumanBytes;
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -45,7 +45,12 @@ pub fn plan_restore(
     choices: &Choices,
 ) -> Result<RestorePlan, Vec<Refusal>> {
     let mut notes = manifest.encrypt_again();
-    let mut refusals = machine_refusals(manifest, target, choices, &mut notes);
+    // Where only volumes go onto partitions that are there, nothing has to start from them.
+    let mut refusals = if choices.maps_volumes() {
+        Vec::new()
+    } else {
+        machine_refusals(manifest, target, choices, &mut notes)
+    };
     if let Err(error) = manifest.check() {
         refusals.push(refusal(
             ReasonCode::TableUnsupported,
@@ -54,14 +59,26 @@ pub fn plan_restore(
         return Err(refusals);
     }
     let mut disks = Vec::new();
+    if choices.maps_volumes() {
+        let disks = mapping::plan_volumes(manifest, target, choices, &mut notes)?;
+        for plan in &disks {
+            check(plan, plan.target.size)
+                .map_err(|reason| vec![refusal(ReasonCode::VolumeUnsupported, reason)])?;
+        }
+        return Ok(RestorePlan {
+            restore_point: manifest.id.clone(),
+            disks,
+            notes,
+        });
+    }
+    for choice in &choices.volumes {
+        refusals.extend(mapping::source(manifest, choice).err());
+    }
     match assign(&manifest.disks, &target.disks, choices) {
         Err(more) => refusals.extend(more),
         Ok(targets) => {
             for (image, target) in manifest.disks.iter().zip(targets) {
-                let mut planner = DiskPlanner::new(image, target, &mut notes);
-                planner.volumes = &manifest.logical_volumes;
-                planner.extra_space = choices.extra_space;
-                match planner.plan() {
+                match plan_disk(manifest, image, target, choices, &mut notes) {
                     Ok(plan) => disks.push(plan),
                     Err(refusal) => refusals.push(refusal),
                 }
@@ -77,6 +94,65 @@ pub fn plan_restore(
     } else {
         Err(refusals)
     }
+}
+
+fn plan_disk(
+    manifest: &Manifest,
+    image: &DiskImage,
+    target: &crate::hardware::Disk,
+    choices: &Choices,
+    notes: &mut Vec<String>,
+) -> Result<DiskPlan, Refusal> {
+    let to = target.logical_sector;
+    let converted = if image.logical_sector == to {
+        None
+    } else {
+        // A table for other sectors than its disk's is a contradiction, whatever the target's are.
+        DiskPlanner::new(image, target, notes).table_partitions()?;
+        let firmware = manifest.firmware.kind;
+        Some(sectors::converted(image, firmware, to, notes)?)
+    };
+    let image = converted.as_ref().map_or(image, |other| &other.image);
+    let mut planner = DiskPlanner::new(image, target, notes);
+    planner.volumes = &manifest.logical_volumes;
+    planner.extra_space = choices.extra_space;
+    let mut plan = planner.plan()?;
+    plan.sectors = converted
+        .as_ref()
+        .map_or_else(Vec::new, |other| other.changes.clone());
+    for choice in &choices.volumes {
+        if choice.disk == image.number {
+            leave_out(&mut plan, image, choice.partition, notes);
+        }
+    }
+    Ok(plan)
+}
+
+/// Takes a volume out of a plan: its partition is made, and nothing is in it.
+fn leave_out(plan: &mut DiskPlan, image: &DiskImage, number: u32, notes: &mut Vec<String>) {
+    let kind = RegionKind::Partition { number };
+    let is_it = |copy: &RegionCopy| {
+        let region = image.regions.get(copy.region as usize);
+        region.is_some_and(|region| region.kind == kind)
+    };
+    plan.copies.retain(|copy| !is_it(copy));
+    plan.grow.retain(|grow| grow.partition != number);
+    plan.shrink.retain(|shrink| shrink.partition != number);
+    plan.sectors.retain(|change| change.partition != number);
+    for partition in &mut plan.partitions {
+        if partition.number == number {
+            partition.file_system = None;
+            // No sign of what was there before is left.
+            let end = partition.range.start() + partition.range.len().min(MIB);
+            plan.invalidate
+                .push(ByteRange::between(partition.range.start(), end));
+        }
+    }
+    plan.invalidate = in_order(std::mem::take(&mut plan.invalidate));
+    notes.push(format!(
+        "Partition {number} of {} is made and left empty, as it was asked for.",
+        plan.target.name
+    ));
 }
 
 pub(super) fn refusal(code: ReasonCode, text: String) -> Refusal {
@@ -145,30 +221,40 @@ impl<'a> DiskPlanner<'a> {
     }
 
     fn plan(mut self) -> Result<DiskPlan, Refusal> {
-        self.check_sector_size()?;
         let partitions = self.table_partitions()?;
         let last = partitions.iter().max_by_key(|partition| partition.last_lba);
-        let usable_end = self.room(last)?;
         let room = Room {
             image: self.image,
             target: self.target,
             size: self.size,
-            usable_end,
+            usable_end: self.usable_end(),
         };
-        let placement = room.place(&partitions, self.extra_space, self.notes);
+        let needed = self.needed_end(last);
+        let placement = if room.usable_end >= needed && room.usable_end > 0 {
+            room.place(&partitions, self.extra_space, self.notes)
+        } else {
+            room.shrink(&partitions, needed, self.notes)?
+        };
         let commit = self.commit(&placement)?;
-        let copies = self.copies(&partitions, &placement, &commit);
+        let copies = self.copies(&partitions, &placement, &commit)?;
         let areas = volumes::areas(self.image, self.volumes, &copies)
             .map_err(|reason| self.contradiction(&reason))?;
         let planned = self.planned(&partitions, &placement);
         let plan = DiskPlan {
             source: self.image.number,
-            target: self.target.clone(),
+            // What is on it is overwritten: an interrupted restore finds another table, and is the same one.
+            target: crate::hardware::Disk {
+                partitions: Vec::new(),
+                ..self.target.clone()
+            },
+            keeps_table: false,
             invalidate: self.invalidate(&commit),
             copies,
             areas,
             partitions: planned,
             grow: placement.grow,
+            shrink: placement.shrink,
+            sectors: Vec::new(),
             commit,
         };
         check(&plan, self.size).map_err(|reason| self.contradiction(&reason))?;
@@ -187,22 +273,6 @@ impl<'a> DiskPlanner<'a> {
                 self.image.number
             ),
         )
-    }
-
-    fn check_sector_size(&self) -> Result<(), Refusal> {
-        if self.image.logical_sector == self.target.logical_sector {
-            return Ok(());
-        }
-        Err(refusal(
-            ReasonCode::SectorSize,
-            format!(
-                "Disk {} of the backup has sectors of {} bytes, {} has {}. The layout is not converted yet; use a disk with the same sector size.",
-                self.image.number,
-                self.sector(),
-                self.target.describe(),
-                self.target.logical_sector.bytes()
-            ),
-        ))
     }
 
     /// The table's partitions, each with its region and the other way round.
@@ -249,20 +319,24 @@ impl<'a> DiskPlanner<'a> {
         }
     }
 
-    /// Where partitions may end on the target, in bytes; the backup's last one does not end behind it.
-    fn room(&self, last: Option<&TablePartition>) -> Result<u64, Refusal> {
+    /// Where the backup's content ends, in bytes.
+    fn needed_end(&self, last: Option<&TablePartition>) -> u64 {
         let saved_end = |region: &Region| match region.coverage {
             Coverage::LeftOut { .. } => 0,
             _ => region.range.end(),
         };
-        let needed = match (last, &self.image.table) {
+        match (last, &self.image.table) {
             (Some(last), _) => last.range(self.image.logical_sector).end(),
             (None, PartitionTable::None) => {
                 self.image.regions.iter().map(saved_end).max().unwrap_or(0)
             }
             (None, _) => 0,
-        };
-        let usable = match &self.image.table {
+        }
+    }
+
+    /// Where partitions may end on the target, in bytes; 0 when it has no room for the table.
+    fn usable_end(&self) -> u64 {
+        match &self.image.table {
             PartitionTable::Gpt(table) => table
                 .usable_end(self.size)
                 .ok()
@@ -270,31 +344,7 @@ impl<'a> DiskPlanner<'a> {
             // 32 bits for a sector's number.
             PartitionTable::Mbr(_) => self.size.min((1 << 32) * self.sector()),
             PartitionTable::None => self.size,
-        };
-        if usable >= needed && usable > 0 {
-            return Ok(usable);
         }
-        let reserve = self.size - usable;
-        let least = if usable == 0 {
-            self.image.size
-        } else {
-            needed + reserve
-        };
-        let tail = last.map_or_else(
-            || "The disk's content".to_owned(),
-            |last| format!("Its last partition ({})", last.number),
-        );
-        Err(refusal(
-            ReasonCode::TooSmall,
-            format!(
-                "{} is too small for disk {} of the backup: it has {} bytes, and {least} are needed ({} more). {tail} ends at byte {needed}; partitions are not made smaller yet. Use a disk of {} or more.",
-                self.target.describe(),
-                self.image.number,
-                self.target.size,
-                HumanBytes(least.saturating_sub(self.target.size)),
-                HumanBytes(least)
-            ),
-        ))
     }
 
     fn region_of(&self, number: u32) -> Option<&'a Region> {
@@ -316,6 +366,9 @@ impl<'a> DiskPlanner<'a> {
             PartitionTable::Gpt(table) => table
                 .resized_for(self.size, &placed)
                 .map_err(|error| self.contradiction(&error.to_string())),
+            PartitionTable::Mbr(table) if !placement.shrink.is_empty() => table
+                .moved_for(self.size, &placed)
+                .map_err(|error| self.contradiction(&error.to_string())),
             PartitionTable::Mbr(table) => {
                 let grown = placed.first().map(|(number, _, last)| (*number, *last));
                 table
@@ -330,7 +383,7 @@ impl<'a> DiskPlanner<'a> {
         partitions: &[TablePartition],
         placement: &Placement,
         commit: &[TableWrite],
-    ) -> Vec<RegionCopy> {
+    ) -> Result<Vec<RegionCopy>, Refusal> {
         let partitions_end = partitions
             .iter()
             .map(|partition| partition.range(self.image.logical_sector).end())
@@ -359,20 +412,18 @@ impl<'a> DiskPlanner<'a> {
             }
             let destination = match &region.kind {
                 RegionKind::Partition { number } => placement.range(*number, region.range),
-                _ => {
-                    // What is between partitions stays before the one that it was before.
-                    let shift = placement.shift(region.range.end());
-                    let start = region.range.start() + shift;
-                    ByteRange::between(start, start + region.range.len())
-                }
+                _ => placement
+                    .outside(region.range)
+                    .and_then(|start| ByteRange::new(start, region.range.len()).ok())
+                    .ok_or_else(|| self.contradiction(&format!("{} cannot move", region.range)))?,
             };
             copies.push(RegionCopy {
                 region: index,
                 destination,
-                last: last_parts(region, destination.start()),
+                last: last_parts(region, destination),
             });
         }
-        copies
+        Ok(copies)
     }
 
     fn planned(
@@ -421,10 +472,12 @@ fn place(write: &TableWrite) -> ByteRange {
     )
 }
 
-/// The parts of a region that are written last when it goes to `start`, relative to the disk, in order,
+/// The parts of a region that are written last when it goes to `destination`, relative to the disk, in order,
 /// not overlapping.
-fn last_parts(region: &Region, start: u64) -> Vec<ByteRange> {
-    let range = ByteRange::between(start, start + region.range.len());
+pub(super) fn last_parts(region: &Region, destination: ByteRange) -> Vec<ByteRange> {
+    let start = destination.start();
+    let len = region.range.len().min(destination.len());
+    let range = ByteRange::between(start, start + len);
     let file_system = region.volume.as_ref().map(|volume| volume.file_system);
     let mut parts: Vec<ByteRange> = match region.kind {
         RegionKind::Gap => Vec::new(),

@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
         _ => 100 << 30,
     };
     if let Ok(Some(read)) = read_gpt(&disk, size, sector)
-        && let Ok(writes) = read.table.resized_for(other, None)
+        && let Ok(writes) = read.table.resized_for(other, &[])
     {
         let mut target = SparseDisk::empty(other);
         target.commit(&writes);
@@ -48,6 +48,8 @@ fuzz_target!(|bytes: &[u8]| {
         }
         for partition in partitions.into_iter().flatten() {
             let _ = table.resized_for(other, Some((partition.number, other / sector_len - 1)));
+            let half = partition.first_lba + (partition.last_lba - partition.first_lba) / 2;
+            let _ = table.moved_for(other, &[(partition.number, partition.first_lba / 2, half)]);
         }
     }
 });

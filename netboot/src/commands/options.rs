@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use backup::plan::mapping::VolumeChoice;
 use backup::plan::{Choices, DiskChoice, ExtraSpace, FirmwareChoice};
 use clap::{Args, Subcommand, ValueEnum};
 use protocol::api::NextBoot;
@@ -243,6 +244,11 @@ pub(crate) struct PlacementArgs {
     /// number, WWN or kernel name of a disk of the machine; may be repeated
     #[arg(long, value_name = "SOURCE=TARGET", value_parser = disk_choice)]
     pub(crate) disk: Vec<DiskChoice>,
+    /// Restore only this volume, onto a partition that is there: disk number
+    /// and partition in the restore point, disk and partition of the machine
+    /// (0:2=sda:3); or leave it out (0:2=none). May be repeated
+    #[arg(long, value_name = "DISK:PARTITION=DISK:PARTITION")]
+    pub(crate) volume: Vec<VolumeChoice>,
     /// Who gets what a larger disk has more
     #[arg(long, value_enum, value_name = "WHO", default_value_t)]
     pub(crate) extra_space: WhoGrows,
@@ -257,6 +263,7 @@ impl PlacementArgs {
     pub(crate) fn choices(&self) -> Choices {
         Choices {
             disks: self.disk.clone(),
+            volumes: self.volume.clone(),
             extra_space: match self.extra_space {
                 WhoGrows::Last => ExtraSpace::Last,
                 WhoGrows::Proportional => ExtraSpace::Proportional,

@@ -76,16 +76,16 @@ fn table(plan: &RestorePlan) -> String {
 
 /// What happens to a file system besides being restored.
 fn becomes(disk: &DiskPlan, number: u32) -> String {
-    let grow = disk.grow.iter().find(|grow| grow.partition == number);
-    grow.map_or_else(
+    let sizes = |word: &str, from: u64, to: u64| {
+        format!("{word} from {} to {}", HumanBytes(from), HumanBytes(to))
+    };
+    if let Some(grow) = disk.grow.iter().find(|grow| grow.partition == number) {
+        return sizes("grown", grow.from, grow.to);
+    }
+    let shrink = disk.shrink.iter().find(|shrink| shrink.partition == number);
+    shrink.map_or_else(
         || "as it was".to_owned(),
-        |grow| {
-            format!(
-                "grown from {} to {}",
-                HumanBytes(grow.from),
-                HumanBytes(grow.to)
-            )
-        },
+        |shrink| sizes("made smaller", shrink.from, shrink.to),
     )
 }
 

@@ -45,6 +45,7 @@ fn published(scene: &Scene, label: &str) -> (RestorePointId, Manifest) {
         block_size: 512,
         size: disk,
         used: None,
+        sector_size: None,
     };
     let mut manifest = described(&id, disk, Some(physical), region_list);
     let linear = |start, len| Segment {

@@ -59,6 +59,7 @@ fn described(
         block_size: SECTOR as u32,
         size,
         used: None,
+        sector_size: None,
     });
     manifest.logical_volumes.push(LogicalVolume {
         name: "root".into(),

@@ -109,6 +109,7 @@ fn a_plan_says_what_a_restore_would_do_and_starts_nothing() {
         physical_sector: 512,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     }];
     server.beacon(&bare);
     let ask = |choices: Choices| {
@@ -712,6 +713,7 @@ fn an_inventory_is_bounded_in_every_text_and_every_list() {
         physical_sector: 512,
         removable: false,
         read_only: false,
+        partitions: Vec::new(),
     }];
     huge.inventory.without_driver = vec![String::new(); 300];
     huge.inventory.without_driver[0] = long();
