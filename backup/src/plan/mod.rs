@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ByteRange;
 use crate::hardware::Disk;
+use crate::identity::{HostName, Identity};
 use crate::manifest::{Blob, FileSystemKind, RestorePointId};
 
 mod assign;
@@ -30,6 +31,20 @@ pub struct Choices {
     pub extra_space: ExtraSpace,
     /// Whether a backup of the other type of firmware is restored all the same.
     pub firmware: FirmwareChoice,
+    /// Whose identity the machine has then; absent: kept by a restore, new after a reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// What the machine is called then, with an identity of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_name: Option<HostName>,
+}
+
+impl Choices {
+    /// Whether the machine gets an identity of its own.
+    #[must_use]
+    pub fn is_copy(&self) -> bool {
+        self.identity == Some(Identity::New)
+    }
 }
 
 /// Who gets the room that a larger disk has more than the source.

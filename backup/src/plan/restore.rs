@@ -45,6 +45,7 @@ pub fn plan_restore(
     choices: &Choices,
 ) -> Result<RestorePlan, Vec<Refusal>> {
     let mut notes = manifest.encrypt_again();
+    notes.extend(copy_note(choices));
     let mut refusals = machine_refusals(manifest, target, choices, &mut notes);
     if let Err(error) = manifest.check() {
         refusals.push(refusal(
@@ -77,6 +78,19 @@ pub fn plan_restore(
     } else {
         Err(refusals)
     }
+}
+
+/// That the machine gets an identity of its own.
+fn copy_note(choices: &Choices) -> Option<String> {
+    let called = match &choices.host_name {
+        Some(name) => format!("the name {name}"),
+        None => "a name".to_owned(),
+    };
+    choices.is_copy().then(|| {
+        format!(
+            "The machine gets an identity of its own: {called}, a machine id, SSH host keys, and ids of disk, partitions and file systems with all that refers to them."
+        )
+    })
 }
 
 pub(super) fn refusal(code: ReasonCode, text: String) -> Refusal {
