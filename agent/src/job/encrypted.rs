@@ -7,10 +7,8 @@
 //!
 //! What is *not* here: which volume is opened, and with which key ([`crate::capture`]).
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -21,14 +19,12 @@ use protocol::unlock::Secret;
 use crate::device::{Access, BlockDevice, Device};
 use crate::job::error::Fault;
 use crate::job::kernel::find_tool;
+use crate::job::loop_volume;
 use crate::log::chain;
-use crate::sys;
 
 const TOOL: &str = "cryptsetup";
 /// `cryptsetup(8)`, "RETURN CODES": no permission, which is a wrong key.
 const WRONG_KEY: i32 = 2;
-/// How often another loop device is tried when one was taken meanwhile.
-const TRIES: usize = 16;
 
 /// Opens the encrypted volume of `kind` in `range` of a disk's node or an image file; `place` names it to
 /// people.
@@ -63,10 +59,11 @@ pub(crate) fn open(
         }
     };
     // Held until device-mapper holds it.
-    let (held, shown) = attach(node, range).map_err(|error| Fault::Tool {
-        tool: "kernel, loop device".to_owned(),
-        reason: format!("{place}: {error}"),
-    })?;
+    let (held, shown) =
+        loop_volume::attach(node, range, Access::Read).map_err(|error| Fault::Tool {
+            tool: "kernel, loop device".to_owned(),
+            reason: format!("{place}: {error}"),
+        })?;
     let name = name();
     let shown = shown.to_string_lossy().into_owned();
     for candidate in candidates {
@@ -117,26 +114,6 @@ fn name() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("netboot-{}-{count}", std::process::id())
-}
-
-/// A loop device that shows the range; it is free again when nothing has it open.
-fn attach(node: &Path, range: ByteRange) -> io::Result<(File, PathBuf)> {
-    let backing = File::open(node)?;
-    let control = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/loop-control")?;
-    let mut last = io::Error::from(io::ErrorKind::ResourceBusy);
-    for _ in 0..TRIES {
-        let path = PathBuf::from(format!("/dev/loop{}", sys::loop_device::free(&control)?));
-        let device = File::open(&path)?;
-        match sys::loop_device::show(&device, backing.as_fd(), range) {
-            Ok(()) => return Ok((device, path)),
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => last = error,
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last)
 }
 
 /// Runs the tool with a key at its standard input. Neither is logged.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the order of writes. First the ranges that could make a disk start are made zero and
 //! flushed, and a marker says which restore is under way; then the data, flushed; then superblocks
-//! and boot sectors, flushed; then file systems grow; the partition table, or the first sector of a
+//! and boot sectors, flushed; then file systems grow, and a copy gets its own identity; the partition table, or the first sector of a
 //! disk without one, is the last write. A power cut at any instant leaves a disk that does not start, and the same restore goes on where it was.
 //!
 //! Every byte is checked against its digest before it is written. Superblocks, boot sectors and tables
@@ -19,6 +19,7 @@ use protocol::progress::Stage;
 use crate::boot_repair;
 use crate::device::{Access, io_error};
 use crate::job::error::{Fault, Touched, report};
+use crate::job::identity::{self, Renewed};
 use crate::job::platform::Loader;
 use crate::job::{Engine, JobError};
 use commit::Writes;
@@ -66,6 +67,7 @@ struct Restore<'a> {
     engine: &'a Engine<'a>,
     manifest: Manifest,
     plan: RestorePlan,
+    choices: Choices,
     pieces: Vec<Piece>,
 }
 
@@ -101,12 +103,16 @@ impl<'a> Restore<'a> {
             .for_each(|line| log::info!("{line}"));
         plan.notes.iter().for_each(|note| log::info!("{note}"));
         engine.platform.check_tools(&plan)?;
+        if choices.is_copy() {
+            identity::check(&manifest)?;
+        }
         let lists = fetch_lists(engine, restore_point, &manifest, &plan)?;
         let pieces = work::pieces(&plan, &manifest, &lists)?;
         Ok(Self {
             engine,
             manifest,
             plan,
+            choices: choices.clone(),
             pieces,
         })
     }
@@ -134,9 +140,13 @@ impl<'a> Restore<'a> {
         self.verify(&targets, all, &held)?;
 
         let mut sentences = Vec::new();
-        let writes = self.commit_writes(&targets, &held);
+        let mut writes = self.commit_writes(&targets, &held);
         drop(targets);
         self.finish_volumes(&mut sentences)?;
+        let renewed = self.renew(&mut sentences)?;
+        for (writes, tables) in writes.iter_mut().zip(&renewed.commits) {
+            writes.put_tables(tables);
+        }
 
         self.engine.tracker.stage(Stage::Committing, 0);
         let targets = self.open()?;
@@ -152,7 +162,7 @@ impl<'a> Restore<'a> {
                 );
             }
         }
-        self.repair_entries(&mut sentences)?;
+        self.repair_entries(&renewed, &mut sentences)?;
         Ok(self.summary(written, sentences))
     }
 
@@ -338,7 +348,18 @@ impl<'a> Restore<'a> {
         Ok(())
     }
 
-    fn repair_entries(&self, sentences: &mut Vec<String>) -> Result<(), Fault> {
+    /// Gives a copy an identity of its own.
+    fn renew(&self, sentences: &mut Vec<String>) -> Result<Renewed, Fault> {
+        if !self.choices.is_copy() {
+            return Ok(Renewed::default());
+        }
+        self.engine.tracker.stage(Stage::Identity, 0);
+        let renewed = identity::renew(self.engine, &self.manifest, &self.plan, &self.choices)?;
+        sentences.extend(renewed.sentences.iter().cloned());
+        Ok(renewed)
+    }
+
+    fn repair_entries(&self, renewed: &Renewed, sentences: &mut Vec<String>) -> Result<(), Fault> {
         let Some(variables) = self.engine.platform.variables() else {
             return Ok(());
         };
@@ -347,6 +368,7 @@ impl<'a> Restore<'a> {
             variables,
             &self.manifest,
             &self.plan,
+            &renewed.partitions,
         )?);
         Ok(())
     }
