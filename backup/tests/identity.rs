@@ -1,4 +1,5 @@
 //! The ids of copies, checked by the tools that other programs find them with.
+#![allow(clippy::disallowed_methods, reason = "tests work on real image files")]
 
 mod images;
 

@@ -21,7 +21,7 @@ use crate::tree::Tree;
 ///
 /// `resize2fs` grows the last file system of a restored disk, `e2fsck` must run before it, `tune2fs` and
 /// `dumpe2fs` tell and change a file system's identity; `ntfsresize` grows an NTFS. `cryptsetup` opens an encrypted
-/// volume whose key was given with a capture.
+/// volume whose key was given with a capture. `ssh-keygen` makes the host keys of a copy.
 pub(crate) const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "e2fsck"),
     ("e2fsprogs", "resize2fs"),
@@ -29,6 +29,7 @@ pub(crate) const TOOLS: &[(&str, &str)] = &[
     ("e2fsprogs", "dumpe2fs"),
     ("ntfs-3g", "ntfsresize"),
     ("cryptsetup-bin", "cryptsetup"),
+    ("openssh-client", "ssh-keygen"),
 ];
 
 /// Where Debian's dynamic loader looks when it has no cache file, for the library `name`.
