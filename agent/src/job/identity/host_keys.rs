@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 use super::rooted::Root;
 use super::{at, fault};
 use crate::job::error::Fault;
@@ -22,7 +24,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> io::Result<Self> {
-        let name = format!("netboot-keys-{}", std::process::id());
+        let name = format!("netboot-keys-{}", Uuid::new_v4());
         let path = Path::new("/run").join(name);
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))

@@ -6,10 +6,10 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use backup::manifest::FileSystemKind as Kind;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use uuid::Uuid;
 
 use super::fault;
 use super::rooted::Root;
@@ -57,10 +57,9 @@ pub(super) struct Mounted {
 impl Mounted {
     /// Mounts a volume of the disk or file `backing`.
     pub(super) fn new(backing: &Path, volume: &Volume) -> Result<Self, Fault> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
         let shown = Shown::new(backing, volume)?;
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("netboot-copy-{}-{count}", std::process::id());
+        // One that is left by a program that was killed is in nobody's way.
+        let name = format!("netboot-copy-{}", Uuid::new_v4());
         let folder = Path::new(FOLDER).join(name);
         let failed = |what: &str| fault(format!("{}: {what}", volume.place));
         std::fs::create_dir(&folder).map_err(failed("a folder to mount it on"))?;
