@@ -14,7 +14,8 @@ use backup::plan::{DiskPlan, RestorePlan};
 use uuid::Uuid;
 
 use super::fat_files;
-use super::systems::{self, System};
+use super::start_image::{self, Named};
+use super::systems::{self, StartImage, System};
 use super::volumes::{Id, Volume};
 use crate::device::BlockDevice;
 use crate::job::error::Fault;
@@ -35,6 +36,16 @@ pub(super) enum Table {
     Kept(String),
 }
 
+/// An initramfs that names a swap which gets another id.
+pub(super) struct Resume {
+    /// Index of the system.
+    pub(super) system: usize,
+    /// Its path in the system.
+    pub(super) path: String,
+    /// The swap's new id.
+    pub(super) swap: Id,
+}
+
 /// What becomes of all ids.
 pub(super) struct Decision {
     /// For each volume its new id, if it gets one.
@@ -43,6 +54,8 @@ pub(super) struct Decision {
     pub(super) tables: Vec<Table>,
     /// For each system its new machine id, if it has one.
     pub(super) machine_ids: Vec<Option<Uuid>>,
+    /// What systems start from, where it must be told of a swap's new id.
+    pub(super) resumes: Vec<Resume>,
     /// Everything that is replaced in files.
     pub(super) references: References,
     /// What stays, and why.
@@ -102,11 +115,27 @@ pub(super) fn decide(
             pin(index, "another volume has the same id".to_owned());
         }
     }
-    for system in systems.iter().filter(|system| system.has_dracut) {
-        for index in &system.needed {
-            let reason =
-                "what its system starts from is made by dracut, which can wait for this id";
-            pin(*index, reason.to_owned());
+    let mut resumes = Vec::new();
+    for (number, system) in systems.iter().enumerate() {
+        let mut named = Vec::new();
+        systems::start_images(system, volumes, |image| {
+            let named_here = named_in_image(&image, system, volumes);
+            named.push((image.path, named_here));
+        })?;
+        for (path, named) in named {
+            for (index, reason) in named {
+                let volume = &volumes[index];
+                // The one id for which there is a way round.
+                if volume.kind == Kind::Swap && system.has_initramfs_tools && reason.is_none() {
+                    resumes.push((number, path.clone(), index));
+                } else {
+                    let why = reason.unwrap_or_else(|| "names it".to_owned());
+                    pin(
+                        index,
+                        format!("/{path}, which its system starts from, {why}"),
+                    );
+                }
+            }
         }
     }
     for index in built_into_loaders(volumes)? {
@@ -173,7 +202,15 @@ pub(super) fn decide(
         }
         tables.push(table);
     }
+    let resumes = resumes.into_iter().filter_map(|(system, path, index)| {
+        Some(Resume {
+            system,
+            path,
+            swap: ids[index]?,
+        })
+    });
     Ok(Decision {
+        resumes: resumes.collect(),
         ids,
         tables,
         machine_ids,
@@ -202,6 +239,31 @@ fn by_kind(volume: &Volume) -> Option<String> {
         Kind::Lvm => "the ids of LVM are not changed",
     };
     Some(reason.to_owned())
+}
+
+/// The volumes that an initramfs names, or could name, with the reason.
+fn named_in_image(
+    image: &StartImage,
+    system: &System,
+    volumes: &[Volume],
+) -> Vec<(usize, Option<String>)> {
+    let (indexes, ids): (Vec<usize>, Vec<String>) = volumes
+        .iter()
+        .enumerate()
+        .filter_map(|(index, volume)| Some((index, volume.id?.to_string())))
+        .unzip();
+    let named = match &image.bytes {
+        Some(bytes) => start_image::named(bytes, &ids),
+        None => Named::Unknown("too large".to_owned()),
+    };
+    match named {
+        Named::These(these) => these.iter().map(|at| (indexes[*at], None)).collect(),
+        Named::Unknown(reason) => {
+            let reason = format!("cannot be read ({reason}) and could name it");
+            let needed = system.needed.iter();
+            needed.map(|index| (*index, Some(reason.clone()))).collect()
+        }
+    }
 }
 
 /// Volumes whose id is in a signed program on a FAT volume.

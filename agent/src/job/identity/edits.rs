@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use super::mounted::Mounted;
 use super::rooted::Root;
+use super::start_image::resume_archive;
 use super::systems::{self, System};
-use super::volumes::Volume;
+use super::volumes::{Id, Volume};
 use super::{at, fault, host_keys};
 use crate::job::error::Fault;
 
@@ -118,6 +119,8 @@ pub(super) struct Wanted<'a> {
     pub(super) references: &'a References,
     pub(super) machine_id: Option<Uuid>,
     pub(super) host_name: Option<&'a HostName>,
+    /// What the system starts from, with the new id of the swap that it resumes from.
+    pub(super) resumes: Vec<(&'a str, Id)>,
 }
 
 /// Changes the files of a system. Returns sentences for people.
@@ -142,6 +145,13 @@ pub(super) fn edit(
         sentences.push(format!(
             "Changed what refers to the ids, in {place}: {files}."
         ));
+    }
+    for (path, swap) in &wanted.resumes {
+        edit.with(path, |root, path| {
+            let len = root.len(path)?;
+            root.append(path, &resume_archive(len, &swap.to_string()))
+        })?;
+        sentences.push(format!("Told /{path} in {place} of the swap's new id."));
     }
     if let Some(new) = wanted.machine_id {
         edit.machine_id(new)?;

@@ -35,6 +35,7 @@ mod host_keys;
 mod mounted;
 mod renumber;
 mod rooted;
+mod start_image;
 mod systems;
 mod volumes;
 
@@ -213,11 +214,16 @@ fn change_files(
     sentences: &mut Vec<String>,
 ) -> Result<(), Fault> {
     let mut mounts = edits::Mounts::new(volumes, backing);
-    for (system, machine_id) in systems.iter().zip(&decision.machine_ids) {
+    for (number, (system, machine_id)) in systems.iter().zip(&decision.machine_ids).enumerate() {
+        let resumes = decision.resumes.iter();
+        let resumes = resumes.filter(|resume| resume.system == number);
         let wanted = edits::Wanted {
             references: &decision.references,
             machine_id: *machine_id,
             host_name,
+            resumes: resumes
+                .map(|resume| (resume.path.as_str(), resume.swap))
+                .collect(),
         };
         sentences.extend(edits::edit(&mut mounts, system, &wanted)?);
     }

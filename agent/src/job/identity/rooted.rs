@@ -177,6 +177,25 @@ impl Root {
         file.sync_all()
     }
 
+    /// The length of a regular file.
+    pub(super) fn len(&self, path: &str) -> io::Result<u64> {
+        let place = self.regular(path)?;
+        let place = place.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let known = File::from(place.open()?).metadata()?;
+        Ok(known.len())
+    }
+
+    /// Adds bytes to the end of a file that is there, where it lies.
+    pub(super) fn append(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        let place = self.regular(path)?;
+        let place = place.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&place.folder, &place.name, flags, Mode::empty())?;
+        let mut file = File::from(file);
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
     /// Removes a file, or a link to one, if it is there.
     pub(super) fn remove(&self, folder: &str, name: &str) -> io::Result<bool> {
         let folder = match self.folder(folder.as_bytes()) {

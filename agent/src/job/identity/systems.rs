@@ -9,6 +9,7 @@ use backup::identity::{fstab, hosts};
 use backup::manifest::FileSystemKind as Kind;
 use uuid::Uuid;
 
+use super::start_image;
 use super::volumes::{Id, Volume};
 use crate::job::error::Fault;
 
@@ -32,8 +33,6 @@ pub(super) struct System {
     pub(super) machine_id: Option<Uuid>,
     /// Its name.
     pub(super) host_name: Option<String>,
-    /// Whether dracut makes what it starts from.
-    pub(super) has_dracut: bool,
     /// Whether initramfs-tools make what it starts from.
     pub(super) has_initramfs_tools: bool,
 }
@@ -127,7 +126,6 @@ impl System {
             needed: vec![volume],
             machine_id,
             host_name,
-            has_dracut: there("usr/bin/dracut")? || there("usr/lib/dracut")?,
             has_initramfs_tools: there("usr/share/initramfs-tools")?,
         };
         Ok(Some((system, read("etc/fstab")?.unwrap_or_default())))
@@ -203,6 +201,62 @@ fn named(what: &str, volumes: &[Volume], partition_ids: &[(Uuid, usize)]) -> Opt
     only(&|volume| volume.partition == Some(number))
 }
 
+/// What a system starts from.
+pub(super) struct StartImage {
+    /// Its path in the system, without the leading `/`.
+    pub(super) path: String,
+    /// Its content; `None` when it is too large.
+    pub(super) bytes: Option<Vec<u8>>,
+}
+
+/// Gives every initramfs of a system to `visit`, one at a time.
+///
+/// # Errors
+/// A volume that cannot be read, and what `visit` returns.
+pub(super) fn start_images(
+    system: &System,
+    volumes: &[Volume],
+    mut visit: impl FnMut(StartImage),
+) -> Result<(), Fault> {
+    let (index, folder) = system.locate("boot");
+    let volume = &volumes[index];
+    if !volume.is_linux() && !volume.is_fat() {
+        return Ok(());
+    }
+    let tree = volume.tree()?;
+    let unreadable = |error: TreeError| volume.unreadable(&error);
+    let Some(folder) = node(tree.as_ref(), tree.root(), &folder).map_err(unreadable)? else {
+        return Ok(());
+    };
+    let mut found = Vec::new();
+    tree.entries(folder, &mut |entry| {
+        if let Ok(name) = String::from_utf8(entry.name)
+            && (name.starts_with("initrd") || name.starts_with("initramfs"))
+        {
+            found.push((name, entry.node));
+        }
+        Ok(())
+    })
+    .map_err(unreadable)?;
+    for (name, file) in found {
+        let known = tree.node(file).map_err(unreadable)?;
+        if known.kind != NodeKind::File {
+            continue;
+        }
+        let bytes = if known.size <= start_image::MAX_IMAGE {
+            let mut bytes = vec![0; known.size as usize];
+            let len = tree.read(file, 0, &mut bytes).map_err(unreadable)?;
+            bytes.truncate(len);
+            Some(bytes)
+        } else {
+            None
+        };
+        let path = format!("boot/{name}");
+        visit(StartImage { path, bytes });
+    }
+    Ok(())
+}
+
 /// A machine id (machine-id(5)): 32 digits; neither `uninitialized` nor nothing.
 pub(super) fn machine_id(text: &[u8]) -> Option<Uuid> {
     let text = std::str::from_utf8(text).ok()?.trim();
@@ -260,7 +314,6 @@ mod tests {
             needed: Vec::new(),
             machine_id: None,
             host_name: None,
-            has_dracut: false,
             has_initramfs_tools: false,
         };
         let located = |path: &str| system.locate(path);

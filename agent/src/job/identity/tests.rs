@@ -15,6 +15,7 @@ use backup::hardware::{Disk, FirmwareKind};
 use backup::identity::{HostName, Identity};
 use backup::plan::{Choices, DiskPlan, RestorePlan};
 
+use super::start_image::{self, Named, resume_archive};
 use crate::boot_repair::variables::Variables;
 use crate::capture::capture;
 use crate::device::{Access, BlockDevice, DeviceError};
@@ -61,6 +62,15 @@ fn folder() -> tempfile::TempDir {
         .unwrap()
 }
 
+/// An initramfs with variables of initramfs-tools, of an odd length.
+fn initramfs(resumes_from: &str) -> Vec<u8> {
+    let archive = resume_archive(0, resumes_from);
+    let mut image = zstd::encode_all(&archive[..], 1).unwrap();
+    let len = image.len() | 3;
+    image.resize(len, 0);
+    image
+}
+
 /// A small Debian, as far as its identity goes.
 fn tree(folder: &Path) -> PathBuf {
     let tree = folder.join("tree");
@@ -97,6 +107,8 @@ fn tree(folder: &Path) -> PathBuf {
         fs::Permissions::from_mode(0o444),
     )
     .unwrap();
+    fs::create_dir_all(tree.join("usr/share/initramfs-tools")).unwrap();
+    fs::write(tree.join("boot/initrd.img-6.1"), initramfs(SWAP)).unwrap();
     put("var/lib/systemd/random-seed", "seed");
     put("var/lib/dhcp/dhclient.eth0.leases", "lease { }");
     fs::create_dir_all(tree.join("var/lib/dbus")).unwrap();
@@ -315,10 +327,14 @@ impl Files {
     }
 
     fn cat(&self, path: &str) -> String {
+        String::from_utf8(self.bytes(path)).unwrap()
+    }
+
+    fn bytes(&self, path: &str) -> Vec<u8> {
         let node = self.node(path).unwrap_or_else(|| panic!("no {path}"));
         let mut bytes = vec![0; self.0.node(node).unwrap().size as usize];
         self.0.read(node, 0, &mut bytes).unwrap();
-        String::from_utf8(bytes).unwrap()
+        bytes
     }
 }
 
@@ -375,6 +391,14 @@ fn check_copy(disk: &Path, kind: &str, name: &str) -> Vec<String> {
     assert_eq!(files.mode("/boot/grub/grub.cfg"), 0o444);
     let resume = files.cat("/etc/initramfs-tools/conf.d/resume");
     assert_eq!(resume, format!("RESUME=UUID={swap_id}\n"));
+    let image = files.bytes("/boot/initrd.img-6.1");
+    let ids = [swap_id.clone(), SWAP.to_owned()];
+    // The old one stays in what was there; the new one is read after it.
+    assert_eq!(
+        start_image::named(&image, &ids),
+        Named::These(vec![0, 1]),
+        "{name}"
+    );
     for config in ["debian", "other"] {
         let path = format!("::EFI/{config}/grub.cfg");
         let text = run("mtype", &["-i", esp.to_str().unwrap(), &path]);
@@ -510,6 +534,32 @@ fn a_link_that_leads_out_of_the_system_does_no_harm() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "127.0.1.1 golden\n");
     assert!(outside.path().join("host.leases").is_file());
     assert!(!is_without_table(&target));
+}
+
+#[test]
+fn what_an_initramfs_names_keeps_its_id_and_the_rest_is_new() {
+    let change = |tree: &Path| {
+        // Not one of initramfs-tools, so that nobody knows what it does with the id.
+        fs::remove_dir_all(tree.join("usr/share/initramfs-tools")).unwrap();
+        fs::write(tree.join("boot/initramfs-6.1.img"), initramfs(ROOT)).unwrap();
+        fs::remove_file(tree.join("boot/initrd.img-6.1")).unwrap();
+    };
+    let Some((_folder, target, result)) = copy_of_changed(change, |_| {}) else {
+        return;
+    };
+    let said = result.unwrap().join("\n");
+    let kept = "The ext4 in partition 3 of";
+    assert!(
+        said.contains(kept) && said.contains("keeps its id: /boot/initramfs-6.1.img"),
+        "{said}"
+    );
+    let root = partition(&target, 3);
+    assert_eq!(blkid(&root), ROOT);
+    let files = Files::of(&root);
+    assert!(files.cat("/etc/fstab").contains(&format!("UUID={ROOT} / ")));
+    assert_ne!(files.cat("/etc/machine-id").trim(), MACHINE_ID);
+    assert_ne!(blkid(&partition(&target, 1)), ESP);
+    assert_ne!(blkid(&partition(&target, 2)), SWAP);
 }
 
 #[test]
