@@ -32,6 +32,9 @@ pub(crate) const TOOLS: &[(&str, &str)] = &[
     ("openssh-client", "ssh-keygen"),
 ];
 
+/// The one user of the environment: `ssh-keygen` ends when it has no name for who runs it.
+const PASSWD: &[u8] = b"root:x:0:0:root:/:/bin/false\n";
+
 /// Where Debian's dynamic loader looks when it has no cache file, for the library `name`.
 fn library_places(architecture: Architecture, name: &str) -> [String; 4] {
     let home = architecture.library_directory();
@@ -121,7 +124,9 @@ pub(crate) fn from_packages(
             .map_err(|source| ToolError::Package { package, source })?;
         closure.add_program(program, &with_libraries)?;
     }
-    Ok(closure.finish())
+    let (mut tree, list) = closure.finish();
+    tree.file("etc/passwd", 0o644, PASSWD.to_vec());
+    Ok((tree, list))
 }
 
 /// Files gathered so far, by path in the image without the leading `/`.

@@ -1,7 +1,6 @@
 //! Copies of one image in files, by the kernel and the tools that a machine would use. They need root, for
 //! loop devices and mounts, and are skipped with that reason without it.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -26,6 +25,10 @@ use crate::job::fake::{Bench, point, run};
 use crate::job::native::Native;
 use crate::job::platform::{Loader, Platform};
 use crate::restore::restore;
+
+mod copies;
+mod ends;
+mod kept;
 
 const MIB: u64 = 1 << 20;
 
@@ -451,48 +454,6 @@ fn is_without_table(disk: &Path) -> bool {
     first == [0; 512]
 }
 
-fn copies(kind: &str, count: usize) {
-    if !is_root() {
-        return;
-    }
-    let folder = folder();
-    let tree = tree(folder.path());
-    let source = image(folder.path(), kind, &tree, &gpt(kind));
-    let before = check_copy(&source, kind, "golden");
-    let targets: Vec<_> = (0..count)
-        .map(|number| folder.path().join(format!("copy{number}.raw")))
-        .collect();
-    let mut bench = bench(&source, &targets);
-    let mut seen: BTreeSet<String> = before.iter().cloned().collect();
-    for (number, target) in targets.iter().enumerate() {
-        let name = format!("pc-{number}");
-        let said = copy(&mut bench, target, &name).unwrap().join("\n");
-        for part in ["ids of its own", "machine id", "SSH host keys", &name] {
-            assert!(said.contains(part), "{said}");
-        }
-        let ids = check_copy(target, kind, &name);
-        assert_eq!(ids.len(), before.len());
-        for id in ids {
-            assert!(seen.insert(id.clone()), "{id} was there before");
-        }
-    }
-}
-
-#[test]
-fn ten_copies_share_nothing_and_each_is_whole() {
-    copies("ext4", 10);
-}
-
-#[test]
-fn copies_on_xfs_share_nothing() {
-    copies("xfs", 2);
-}
-
-#[test]
-fn copies_on_btrfs_share_nothing() {
-    copies("btrfs", 2);
-}
-
 /// What becomes of a copy of an image whose tree and volume were changed by these.
 fn copy_of_changed(
     change_tree: impl FnOnce(&Path),
@@ -512,123 +473,4 @@ fn copy_of_changed(
     let mut bench = bench(&source, std::slice::from_ref(&target));
     let result = copy(&mut bench, &target, "pc-1");
     Some((folder, target, result))
-}
-
-#[test]
-fn a_link_that_leads_out_of_the_system_does_no_harm() {
-    let outside = folder();
-    let file = outside.path().join("hosts");
-    fs::write(&file, "127.0.1.1 golden\n").unwrap();
-    let change = |tree: &Path| {
-        fs::remove_file(tree.join("etc/hosts")).unwrap();
-        symlink(&file, tree.join("etc/hosts")).unwrap();
-        symlink("/", tree.join("etc/default")).unwrap();
-        fs::remove_dir_all(tree.join("var/lib/dhcp")).unwrap();
-        symlink(outside.path(), tree.join("var/lib/dhcp")).unwrap();
-    };
-    fs::write(outside.path().join("host.leases"), "lease").unwrap();
-    let Some((_folder, target, result)) = copy_of_changed(change, |_| {}) else {
-        return;
-    };
-    result.unwrap();
-    assert_eq!(fs::read_to_string(&file).unwrap(), "127.0.1.1 golden\n");
-    assert!(outside.path().join("host.leases").is_file());
-    assert!(!is_without_table(&target));
-}
-
-#[test]
-fn what_an_initramfs_names_keeps_its_id_and_the_rest_is_new() {
-    let change = |tree: &Path| {
-        // Not one of initramfs-tools, so that nobody knows what it does with the id.
-        fs::remove_dir_all(tree.join("usr/share/initramfs-tools")).unwrap();
-        fs::write(tree.join("boot/initramfs-6.1.img"), initramfs(ROOT)).unwrap();
-        fs::remove_file(tree.join("boot/initrd.img-6.1")).unwrap();
-    };
-    let Some((_folder, target, result)) = copy_of_changed(change, |_| {}) else {
-        return;
-    };
-    let said = result.unwrap().join("\n");
-    let kept = "The ext4 in partition 3 of";
-    assert!(
-        said.contains(kept) && said.contains("keeps its id: /boot/initramfs-6.1.img"),
-        "{said}"
-    );
-    let root = partition(&target, 3);
-    assert_eq!(blkid(&root), ROOT);
-    let files = Files::of(&root);
-    assert!(files.cat("/etc/fstab").contains(&format!("UUID={ROOT} / ")));
-    assert_ne!(files.cat("/etc/machine-id").trim(), MACHINE_ID);
-    assert_ne!(blkid(&partition(&target, 1)), ESP);
-    assert_ne!(blkid(&partition(&target, 2)), SWAP);
-}
-
-#[test]
-fn a_damaged_table_of_mounts_ends_the_restore_before_the_commit() {
-    let damage = |tree: &Path| fs::write(tree.join("etc/fstab"), [0; 300]).unwrap();
-    let Some((_folder, target, result)) = copy_of_changed(damage, |_| {}) else {
-        return;
-    };
-    let error = result.unwrap_err();
-    assert!(error.reason.contains("/etc/fstab"), "{error}");
-    assert!(error.reason.contains("partition 3"), "{error}");
-    assert!(is_without_table(&target));
-}
-
-#[test]
-fn a_full_file_system_ends_the_restore_before_the_commit() {
-    // To the last block: nothing is reserved for root.
-    let fill = |volume: &Path| {
-        let on = volume.with_extension("mounted");
-        fs::create_dir(&on).unwrap();
-        let at = on.to_str().unwrap();
-        run("mount", &["-o", "loop", volume.to_str().unwrap(), at]);
-        let fill = format!("dd if=/dev/zero of={at}/fill bs=4k 2>/dev/null; sync; true");
-        run("sh", &["-c", &fill]);
-        run("umount", &[at]);
-    };
-    let Some((_folder, target, result)) = copy_of_changed(|_| {}, fill) else {
-        return;
-    };
-    let error = result.unwrap_err();
-    assert_eq!(error.code, "identity");
-    assert!(error.reason.contains("No space left"), "{error}");
-    assert!(error.reason.contains("does not boot"), "{error}");
-    assert!(is_without_table(&target));
-}
-
-#[test]
-fn a_file_system_that_can_only_be_read_ends_the_restore_before_the_commit() {
-    let read_only = |volume: &Path| {
-        let volume = volume.to_str().unwrap();
-        run("tune2fs", &["-O", "read-only", volume]);
-    };
-    let Some((_folder, target, result)) = copy_of_changed(|_| {}, read_only) else {
-        return;
-    };
-    result.unwrap_err();
-    assert!(is_without_table(&target));
-}
-
-#[test]
-fn what_was_interrupted_is_done_again_from_the_beginning() {
-    if !is_root() {
-        return;
-    }
-    let folder = folder();
-    let tree = tree(folder.path());
-    let source = image(folder.path(), "ext4", &tree, &gpt("ext4"));
-    let target = folder.path().join("copy.raw");
-    let mut bench = bench(&source, std::slice::from_ref(&target));
-    // Opened to write the data and to change the identity, and no more to commit.
-    bench.platform.opens_left.store(2, Ordering::Relaxed);
-    copy(&mut bench, &target, "pc-1").unwrap_err();
-    assert!(is_without_table(&target));
-    bench
-        .platform
-        .opens_left
-        .store(usize::MAX, Ordering::Relaxed);
-    let half = Files::of(&partition(&target, 3));
-    assert_eq!(half.cat("/etc/hostname"), "pc-1\n");
-    copy(&mut bench, &target, "pc-2").unwrap();
-    check_copy(&target, "ext4", "pc-2");
 }
