@@ -435,6 +435,47 @@ impl GptTable {
         Ok(partitions)
     }
 
+    /// The disk's own GUID.
+    ///
+    /// # Errors
+    /// [`GptError::Copy`] when the table's bytes are damaged.
+    pub fn disk_guid(&self) -> Result<Uuid, GptError> {
+        self.checked_header()?;
+        Ok(guid(
+            &self.header.0[field::DISK_GUID..field::DISK_GUID + 16],
+        ))
+    }
+
+    /// The table of a copy: with another GUID of the disk, and of each of these partitions. The signature in
+    /// the protective MBR, which few systems set, becomes `signature` where there is one.
+    ///
+    /// # Errors
+    /// [`GptError::Copy`] when the table's bytes are damaged, [`GptError::NoPartition`].
+    pub fn with_ids(
+        &self,
+        disk: Uuid,
+        partitions: &[(u32, Uuid)],
+        signature: u32,
+    ) -> Result<Self, GptError> {
+        let (header, _) = self.checked_header()?;
+        let known = self.partitions()?;
+        let mut table = self.clone();
+        for &(number, unique) in partitions {
+            if !known.iter().any(|partition| partition.number == number) {
+                return Err(GptError::NoPartition { number });
+            }
+            let at = (number as usize - 1) * header.entry_len as usize;
+            table.entries.0[at + 16..at + 32].copy_from_slice(&unique.to_bytes_le());
+        }
+        let crc = crc32fast::hash(&table.entries.0[..header.entries_len() as usize]);
+        let bytes = &mut table.header.0;
+        put32(bytes, field::ENTRIES_CRC, crc);
+        bytes[field::DISK_GUID..field::DISK_GUID + 16].copy_from_slice(&disk.to_bytes_le());
+        seal(bytes);
+        crate::mbr::put_signature(&mut table.first_sector.0, signature);
+        Ok(table)
+    }
+
     /// One past the last sector that a partition may use on a disk of `disk_size` bytes.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod filesystem;
 pub mod gpt;
 pub mod hardware;
+pub mod identity;
 pub mod layout;
 mod little_endian;
 pub mod lvm;

@@ -27,6 +27,8 @@ const MAX_LOGICAL: usize = 251;
 const ENTRIES: usize = 446;
 const ENTRY_LEN: usize = 16;
 const SIGNATURE: usize = 510;
+/// The disk's own signature; 0 where no system has set one.
+const DISK_SIGNATURE: usize = 440;
 
 /// A PC partition table that cannot be read or carried to another disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -320,7 +322,31 @@ pub fn read_mbr(disk: &dyn ReadAt, size: u64, sector: SectorSize) -> Result<MbrT
     })
 }
 
+/// Gives a first sector that has a disk signature another one.
+pub(crate) fn put_signature(first_sector: &mut [u8], signature: u32) {
+    if first_sector.len() >= 512 && le32(first_sector, DISK_SIGNATURE) != 0 {
+        put32(first_sector, DISK_SIGNATURE, signature);
+    }
+}
+
 impl MbrTable {
+    /// The disk's signature, if it has one.
+    #[must_use]
+    pub fn signature(&self) -> Option<u32> {
+        let bytes = &self.first_sector.0;
+        (bytes.len() >= 512)
+            .then(|| le32(bytes, DISK_SIGNATURE))
+            .filter(|signature| *signature != 0)
+    }
+
+    /// The table of a copy: with another signature, where the disk has one.
+    #[must_use]
+    pub fn with_signature(&self, signature: u32) -> Self {
+        let mut table = self.clone();
+        put_signature(&mut table.first_sector.0, signature);
+        table
+    }
+
     fn walk(&self) -> Result<Walk, MbrError> {
         let sector = self.first_sector.0.len();
         let walk = walk(&self.first_sector.0, |lba| {

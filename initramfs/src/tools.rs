@@ -32,12 +32,16 @@ pub(crate) const TOOLS: &[(&str, &str)] = &[
 /// What only some jobs need: not in the image, but in a file beside it that the agent fetches for them.
 ///
 /// `xfs_growfs` and `btrfs` resize a mounted XFS and Btrfs. `cryptsetup` opens an encrypted volume whose key was
-/// given with a capture.
+/// given with a capture. `ssh-keygen` makes the host keys of a copy.
 pub(crate) const AT_NEED: &[(&str, &str)] = &[
     ("xfsprogs", "xfs_growfs"),
     ("btrfs-progs", "btrfs"),
     ("cryptsetup-bin", "cryptsetup"),
+    ("openssh-client", "ssh-keygen"),
 ];
+
+/// The one user of the environment: `ssh-keygen` ends when it has no name for who runs it.
+const PASSWD: &[u8] = b"root:x:0:0:root:/:/bin/false\n";
 
 /// Where Debian's dynamic loader looks when it has no cache file, for the library `name`.
 fn library_places(architecture: Architecture, name: &str) -> [String; 4] {
@@ -142,11 +146,13 @@ pub(crate) fn from_packages(
         })
     };
     add(&mut closure, TOOLS)?;
-    let (base, _) = closure.clone().finish();
+    let (mut base, _) = closure.clone().finish();
     add(&mut closure, AT_NEED)?;
     let (all, files) = closure.finish();
+    let at_need = all.without(&base);
+    base.file("etc/passwd", 0o644, PASSWD.to_vec());
     Ok(Tools {
-        at_need: all.without(&base),
+        at_need,
         base,
         files,
     })

@@ -12,6 +12,7 @@ mod cli;
 mod commands;
 mod config;
 mod control_client;
+mod copies;
 mod dhcp;
 mod doctor;
 mod exchange;

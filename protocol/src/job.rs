@@ -165,7 +165,7 @@ pub enum JobReport {
         /// What, where, expected and found, whether the disk was touched, what to do next.
         reason: String,
         /// A machine-readable word: `damaged-chunk`, `refused`, `disk-error`, `network`, `server`,
-        /// `tool`, `boot-repair`, `wrong-key`, `key-needed`, `cancelled`, `internal`.
+        /// `tool`, `boot-repair`, `identity`, `wrong-key`, `key-needed`, `cancelled`, `internal`.
         code: String,
     },
 }

@@ -25,6 +25,8 @@ pub enum Stage {
     Verifying,
     /// Making file systems as large as their partitions.
     Growing,
+    /// Giving a copy an identity of its own.
+    Identity,
     /// Repairing what starts the machine.
     BootRepair,
     /// Writing the partition table, the last write.
@@ -43,6 +45,7 @@ impl Stage {
             Self::Writing => "fetching and writing",
             Self::Verifying => "verifying",
             Self::Growing => "growing file systems",
+            Self::Identity => "giving the copy its own identity",
             Self::BootRepair => "repairing the boot path",
             Self::Committing => "committing the partition table",
         }

@@ -87,7 +87,8 @@ fn in_boot_order(firmware: &Firmware) -> impl Iterator<Item = (u16, LoadOption)>
     })
 }
 
-/// Makes the firmware start what was restored. Returns sentences for people.
+/// Makes the firmware start what was restored. `renamed` are the partitions that have another GUID than in the
+/// backup, by that one. Returns sentences for people.
 ///
 /// # Errors
 /// [`Fault::Boot`] when the firmware refuses.
@@ -95,8 +96,9 @@ pub(crate) fn repair_entries(
     variables: &dyn Variables,
     manifest: &Manifest,
     plan: &RestorePlan,
+    renamed: &BTreeMap<Uuid, Uuid>,
 ) -> Result<Vec<String>, Fault> {
-    let wanted = wanted(manifest, plan);
+    let wanted = wanted(manifest, plan, renamed);
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
@@ -151,14 +153,15 @@ pub(crate) fn repair_entries(
 
 /// The entries that must be there: those of the backup that name a restored partition, else one for
 /// the fallback loader of the first EFI system partition.
-fn wanted(manifest: &Manifest, plan: &RestorePlan) -> Vec<Wanted> {
+fn wanted(manifest: &Manifest, plan: &RestorePlan, renamed: &BTreeMap<Uuid, Uuid>) -> Vec<Wanted> {
+    let now = |guid: Uuid| renamed.get(&guid).copied().unwrap_or(guid);
     let kept: Vec<_> = in_boot_order(&manifest.firmware)
         .filter_map(|(number, option)| {
             let (drive, _) = option.target()?;
             let place = plan.disks.iter().find_map(|disk| {
                 let mut partitions = disk.partitions.iter();
                 let same = |one: &&PlannedPartition| guid_of(one) == Some(drive.guid);
-                Some(hard_drive(disk, partitions.find(same)?, drive.guid))
+                Some(hard_drive(disk, partitions.find(same)?, now(drive.guid)))
             })?;
             Some(Wanted {
                 number,
@@ -174,7 +177,7 @@ fn wanted(manifest: &Manifest, plan: &RestorePlan) -> Vec<Wanted> {
     };
     let esp = plan.disks.iter().find_map(|disk| {
         let partition = disk.partitions.iter().find(|partition| partition.esp)?;
-        Some(hard_drive(disk, partition, guid_of(partition)?))
+        Some(hard_drive(disk, partition, now(guid_of(partition)?)))
     });
     let description = manifest
         .system

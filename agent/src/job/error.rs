@@ -107,6 +107,15 @@ pub(crate) enum Fault {
         #[source]
         source: std::io::Error,
     },
+    /// A copy could not be given an identity of its own.
+    #[error("the copy gets no identity of its own: {what}")]
+    Identity {
+        /// What was tried, and where.
+        what: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The operator took the job back.
     #[error("the job was taken back")]
     Cancelled,
@@ -136,6 +145,7 @@ impl Fault {
             Self::Key { .. } => "wrong-key",
             Self::Tool { .. } => "tool",
             Self::Boot { .. } => "boot-repair",
+            Self::Identity { .. } => "identity",
             Self::Cancelled => "cancelled",
             Self::Internal(_) => "internal",
         }

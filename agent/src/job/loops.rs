@@ -33,7 +33,7 @@ pub(crate) fn attach(node: &Path, range: ByteRange, access: Access) -> io::Resul
     for _ in 0..TRIES {
         let path = PathBuf::from(format!("/dev/loop{}", sys::loop_device::free(&control)?));
         let device = open(&path)?;
-        match sys::loop_device::show(&device, backing.as_fd(), range, is_writable) {
+        match sys::loop_device::show(&device, backing.as_fd(), range, access) {
             Ok(()) => return Ok((device, path)),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => last = error,
             Err(error) => return Err(error),

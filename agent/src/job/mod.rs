@@ -22,6 +22,7 @@ use tracker::Tracker;
 pub(crate) mod encrypted;
 pub(crate) mod error;
 pub(crate) mod grow;
+pub(crate) mod identity;
 pub(crate) mod kernel;
 pub(crate) mod loops;
 pub(crate) mod mounted;

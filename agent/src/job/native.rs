@@ -5,7 +5,7 @@
 //! another disk of a running system needs to start is not this system's boot order.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backup::hardware::{Disk, FirmwareKind};
@@ -206,6 +206,13 @@ impl Platform for Native {
             detached?;
         }
         Ok(sentences)
+    }
+
+    fn backing(&self, disk: &Disk) -> PathBuf {
+        match self.image(disk) {
+            Some(image) => image.path.clone(),
+            None => self.kernel.backing(disk),
+        }
     }
 
     fn reread_table(&self, disk: &Disk) -> io::Result<()> {

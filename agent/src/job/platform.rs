@@ -4,6 +4,7 @@
 //! [`crate::job::native`] a running system with what was named of it.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use backup::ByteRange;
 use backup::hardware::Disk;
@@ -41,6 +42,11 @@ pub(crate) trait Platform: Send + Sync {
     /// disk is not open meanwhile and has no table yet. `loaders` are the paths that the backup's
     /// boot entries name for each partition GUID. Returns sentences for the summary.
     fn finish_volumes(&self, disk: &DiskPlan, loaders: &[Loader]) -> Result<Vec<String>, Fault>;
+
+    /// The node or file of a disk, of which loop devices show parts while the disk is not open.
+    fn backing(&self, disk: &Disk) -> PathBuf {
+        Path::new("/dev").join(&disk.name)
+    }
 
     /// Makes the kernel read the table of a committed disk.
     fn reread_table(&self, disk: &Disk) -> io::Result<()>;

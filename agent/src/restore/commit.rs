@@ -5,7 +5,7 @@
 //! starts anything from a disk without it; it is one sector, so a power cut cannot tear it.
 
 use backup::ByteRange;
-use backup::plan::DiskPlan;
+use backup::plan::{DiskPlan, TableWrite};
 
 use crate::device::{BlockDevice, io_error};
 use crate::job::error::{Fault, Touched};
@@ -31,6 +31,19 @@ pub(crate) struct Writes {
 }
 
 impl Writes {
+    /// Puts the tables of a copy, which have other ids, in the place of those of the plan.
+    pub(crate) fn put_tables(&mut self, tables: &[TableWrite]) {
+        let writes = self.before.iter_mut().chain(self.last.as_mut());
+        for write in writes {
+            let same = |table: &&TableWrite| {
+                table.offset == write.offset && table.bytes.0.len() == write.bytes.len()
+            };
+            if let Some(table) = tables.iter().find(same) {
+                write.bytes.clone_from(&table.bytes.0);
+            }
+        }
+    }
+
     /// The writes of a plan. `reserved` is what belongs where the marker is: it goes in before the
     /// first sector, so that no byte of the backup is missing on a disk that starts. `first` is the
     /// first sector of a disk whose plan has no table to write.

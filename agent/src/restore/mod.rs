@@ -2,7 +2,7 @@
 //!
 //! Invariant: the order of writes. First the ranges that could make a disk start are made zero and
 //! flushed, and a marker says which restore is under way; then the data, flushed; then superblocks
-//! and boot sectors, flushed; then file systems are made smaller or larger; the partition table, or the first sector of a
+//! and boot sectors, flushed; then file systems are made smaller or larger, and a copy gets its own identity; the partition table, or the first sector of a
 //! disk without one, is the last write. A power cut at any instant leaves a disk that does not start, and the same restore goes on where it was.
 //!
 //! Every byte is checked against its digest before it is written. Superblocks, boot sectors and tables
@@ -20,6 +20,7 @@ use crate::at_need;
 use crate::boot_repair;
 use crate::device::{Access, io_error};
 use crate::job::error::{Fault, Touched, report};
+use crate::job::identity::{self, Renewed};
 use crate::job::platform::Loader;
 use crate::job::{Engine, JobError};
 use commit::Writes;
@@ -72,6 +73,7 @@ struct Restore<'a> {
     engine: &'a Engine<'a>,
     manifest: Manifest,
     plan: RestorePlan,
+    choices: Choices,
     pieces: Vec<Piece>,
     tails: Vec<Tail>,
 }
@@ -107,11 +109,14 @@ impl<'a> Restore<'a> {
             .lines()
             .for_each(|line| log::info!("{line}"));
         plan.notes.iter().for_each(|note| log::info!("{note}"));
-        if at_need::is_needed_by(&plan) {
+        if at_need::is_needed_by(&plan) || choices.is_copy() {
             at_need::bring(engine.server)?;
         }
         engine.platform.check_tools(&plan)?;
         shrink::check(&plan)?;
+        if choices.is_copy() {
+            identity::check(&manifest)?;
+        }
         let lists = fetch_lists(engine, restore_point, &manifest, &plan)?;
         let pieces = work::pieces(&plan, &manifest, &lists)?;
         let tails = shrink::tails(&plan, &manifest, &lists)?;
@@ -119,6 +124,7 @@ impl<'a> Restore<'a> {
             engine,
             manifest,
             plan,
+            choices: choices.clone(),
             pieces,
             tails,
         })
@@ -153,9 +159,13 @@ impl<'a> Restore<'a> {
 
         let mut sentences = shrink::shrink(self.engine, &targets, &self.tails)?;
         sentences.extend(sectors::change(self.engine, &targets, &self.plan.disks)?);
-        let writes = self.commit_writes(&targets, &held);
+        let mut writes = self.commit_writes(&targets, &held);
         drop(targets);
         self.finish_volumes(&mut sentences)?;
+        let renewed = self.renew(&mut sentences)?;
+        for (writes, tables) in writes.iter_mut().zip(&renewed.commits) {
+            writes.put_tables(tables);
+        }
 
         self.engine.tracker.stage(Stage::Committing, 0);
         let targets = self.open()?;
@@ -171,7 +181,7 @@ impl<'a> Restore<'a> {
                 );
             }
         }
-        self.repair_entries(&mut sentences)?;
+        self.repair_entries(&renewed, &mut sentences)?;
         Ok(self.summary(written, sentences))
     }
 
@@ -360,7 +370,18 @@ impl<'a> Restore<'a> {
         Ok(())
     }
 
-    fn repair_entries(&self, sentences: &mut Vec<String>) -> Result<(), Fault> {
+    /// Gives a copy an identity of its own.
+    fn renew(&self, sentences: &mut Vec<String>) -> Result<Renewed, Fault> {
+        if !self.choices.is_copy() {
+            return Ok(Renewed::default());
+        }
+        self.engine.tracker.stage(Stage::Identity, 0);
+        let renewed = identity::renew(self.engine, &self.manifest, &self.plan, &self.choices)?;
+        sentences.extend(renewed.sentences.iter().cloned());
+        Ok(renewed)
+    }
+
+    fn repair_entries(&self, renewed: &Renewed, sentences: &mut Vec<String>) -> Result<(), Fault> {
         let Some(variables) = self.engine.platform.variables() else {
             return Ok(());
         };
@@ -369,6 +390,7 @@ impl<'a> Restore<'a> {
             variables,
             &self.manifest,
             &self.plan,
+            &renewed.partitions,
         )?);
         Ok(())
     }

@@ -33,6 +33,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use backup::ByteRange;
 
+use crate::device::Access;
+
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
 const LO_FLAGS_READ_ONLY: u32 = 1;
@@ -75,8 +77,8 @@ pub(crate) fn free(control: &File) -> io::Result<u32> {
     u32::try_from(code).map_err(|_| io::Error::last_os_error())
 }
 
-/// Makes the loop device show a range of `backing`, for reading only unless both are open for writing and it
-/// `is_writable`, until nothing has the loop device open any more.
+/// Makes the loop device show a range of `backing`, until nothing has the loop device open any more. For
+/// writing, both must be open for that.
 ///
 /// # Errors
 /// What the kernel says: `EBUSY` when the loop device was taken meanwhile.
@@ -84,9 +86,13 @@ pub(crate) fn show(
     device: &File,
     backing: BorrowedFd<'_>,
     range: ByteRange,
-    is_writable: bool,
+    access: Access,
 ) -> io::Result<()> {
     let fd = u32::try_from(backing.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let read_only = match access {
+        Access::Read => LO_FLAGS_READ_ONLY,
+        Access::Write => 0,
+    };
     let config = Config {
         fd,
         block_size: 0,
@@ -99,7 +105,7 @@ pub(crate) fn show(
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: LO_FLAGS_AUTOCLEAR | if is_writable { 0 } else { LO_FLAGS_READ_ONLY },
+            flags: read_only | LO_FLAGS_AUTOCLEAR,
             file_name: [0; 64],
             crypt_name: [0; 64],
             encrypt_key: [0; 32],

@@ -1,7 +1,7 @@
 //! The checksum that ext4, XFS and Btrfs share.
 
 /// The kernel's `crc32c(seed, bytes)`: without the final inversion of the published algorithm.
-pub(super) fn crc32c(seed: u32, parts: &[&[u8]]) -> u32 {
+pub(crate) fn crc32c(seed: u32, parts: &[&[u8]]) -> u32 {
     const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
     // The crate takes the initial value in the algorithm's unreflected form.
     let mut digest = CRC.digest_with_initial(seed.reverse_bits());

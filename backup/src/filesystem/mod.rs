@@ -10,7 +10,7 @@ use crate::manifest::{FileSystemKind, Volume};
 
 mod btrfs;
 mod cluster_files;
-mod crc;
+pub(crate) mod crc;
 pub mod detect;
 mod dos_time;
 pub mod encryption;

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::{ReadAt, ReadError, btrfs, detect, exfat, ext, fat, ntfs, xfs};
+use crate::ByteRange;
 use crate::manifest::FileSystemKind;
 
 /// Why files cannot be told.
@@ -151,6 +152,15 @@ pub trait FileTree: Send {
     /// # Errors
     /// [`TreeError`] when it cannot be read.
     fn read(&self, file: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize, TreeError>;
+
+    /// Where a file's content lies, in order: the bytes of the volume for each part of it. `None` from a
+    /// file system in which a file cannot be changed where it lies.
+    ///
+    /// # Errors
+    /// [`TreeError`] when that cannot be told.
+    fn places(&self, _file: NodeId) -> Result<Option<Vec<ByteRange>>, TreeError> {
+        Ok(None)
+    }
 
     /// Where a symbolic link points, as it is kept.
     ///

@@ -17,6 +17,7 @@ pub(super) mod field {
     pub(in crate::gpt) const ALTERNATE_LBA: usize = 32;
     pub(in crate::gpt) const FIRST_USABLE: usize = 40;
     pub(in crate::gpt) const LAST_USABLE: usize = 48;
+    pub(in crate::gpt) const DISK_GUID: usize = 56;
     pub(in crate::gpt) const ENTRIES_LBA: usize = 72;
     pub(in crate::gpt) const ENTRY_COUNT: usize = 80;
     pub(in crate::gpt) const ENTRY_LEN: usize = 84;

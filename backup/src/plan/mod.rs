@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::hardware::Disk;
+use crate::identity::{HostName, Identity};
 use crate::manifest::{Blob, FileSystemKind, RestorePointId};
 use crate::{ByteRange, SectorSize};
 
@@ -36,6 +37,20 @@ pub struct Choices {
     /// Volumes that go to partitions which are there, and nothing else does; or volumes that are left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<mapping::VolumeChoice>,
+    /// Whose identity the machine has then; absent: kept by a restore, new after a reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// What the machine is called then, with an identity of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_name: Option<HostName>,
+}
+
+impl Choices {
+    /// Whether the machine gets an identity of its own.
+    #[must_use]
+    pub fn is_copy(&self) -> bool {
+        self.identity == Some(Identity::New)
+    }
 }
 
 /// Who gets the room that a larger disk has more than the source.

@@ -45,6 +45,7 @@ pub fn plan_restore(
     choices: &Choices,
 ) -> Result<RestorePlan, Vec<Refusal>> {
     let mut notes = manifest.encrypt_again();
+    notes.extend(copy_note(choices));
     // Where only volumes go onto partitions that are there, nothing has to start from them.
     let mut refusals = if choices.maps_volumes() {
         Vec::new()
@@ -153,6 +154,19 @@ fn leave_out(plan: &mut DiskPlan, image: &DiskImage, number: u32, notes: &mut Ve
         "Partition {number} of {} is made and left empty, as it was asked for.",
         plan.target.name
     ));
+}
+
+/// That the machine gets an identity of its own.
+fn copy_note(choices: &Choices) -> Option<String> {
+    let called = match &choices.host_name {
+        Some(name) => format!("the name {name}"),
+        None => "a name".to_owned(),
+    };
+    choices.is_copy().then(|| {
+        format!(
+            "The machine gets an identity of its own: {called}, a machine id, SSH host keys, and ids of disk, partitions and file systems with all that refers to them."
+        )
+    })
 }
 
 pub(super) fn refusal(code: ReasonCode, text: String) -> Refusal {

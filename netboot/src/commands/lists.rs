@@ -3,7 +3,7 @@
 use backup::units::HumanBytes;
 use protocol::api::{self, JobView, MachineView, RestorePointView};
 use protocol::beacon::AgentState;
-use protocol::job::JobState;
+use protocol::job::{JobKind, JobState};
 
 use super::options::ListArgs;
 use super::table::{Table, ago, clean, local_time, short};
@@ -148,7 +148,7 @@ pub(super) fn jobs(client: &ControlClient, args: &ListArgs) -> Result<(), Comman
         table.row(vec![
             short(&job.id),
             job.machine_name.clone(),
-            job.kind.word().to_owned(),
+            kind_of(job),
             job.kind.restore_point().to_string(),
             job.state.word().to_owned(),
             local_time(job.created_at),
@@ -157,6 +157,18 @@ pub(super) fn jobs(client: &ControlClient, args: &ListArgs) -> Result<(), Comman
         ]);
     }
     print(&table.to_string())
+}
+
+/// What it does, in a word or two.
+fn kind_of(job: &JobView) -> String {
+    let word = job.kind.word();
+    match &job.kind {
+        JobKind::Restore { choices, .. } if choices.is_copy() => match &choices.host_name {
+            Some(name) => format!("{word} as {name}"),
+            None => format!("{word}, new identity"),
+        },
+        _ => word.to_owned(),
+    }
 }
 
 fn details(job: &JobView) -> String {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use backup::identity::{HostName, Identity};
 use backup::plan::mapping::VolumeChoice;
 use backup::plan::{Choices, DiskChoice, ExtraSpace, FirmwareChoice};
 use clap::{Args, Subcommand, ValueEnum};
@@ -256,6 +257,14 @@ pub(crate) struct PlacementArgs {
     /// same; it starts only on a machine of its own type
     #[arg(long)]
     pub(crate) insist: bool,
+    /// Whose identity the machine has afterwards: machine id, SSH host keys,
+    /// name, ids of disks and volumes [default: kept; a reset: new]
+    #[arg(long, value_enum, value_name = "WHOSE")]
+    pub(crate) identity: Option<WhoseIdentity>,
+    /// What the machine is called with a new identity [default: as the server
+    /// knows it, else the image's name and the end of its Ethernet address]
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    pub(crate) hostname: Option<HostName>,
 }
 
 impl PlacementArgs {
@@ -274,8 +283,26 @@ impl PlacementArgs {
             } else {
                 FirmwareChoice::Same
             },
+            identity: self.identity.map(|identity| match identity {
+                WhoseIdentity::Kept => Identity::Kept,
+                WhoseIdentity::New => Identity::New,
+            }),
+            host_name: self.hostname.clone(),
         }
     }
+}
+
+/// Whose identity a machine has after a restore.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum WhoseIdentity {
+    /// That of the machine that was captured
+    Kept,
+    /// One of its own
+    New,
+}
+
+fn host_name(text: &str) -> Result<HostName, String> {
+    HostName::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// Who gets what a larger disk has more.

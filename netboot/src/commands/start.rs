@@ -4,6 +4,7 @@ use backup::manifest::RestorePointKind;
 use backup::plan::Choices;
 use protocol::api::{self, Action, JobRequest, JobView, MachineView};
 use protocol::beacon::AgentState;
+use protocol::job::JobKind;
 
 use protocol::unlock::VolumeKey;
 
@@ -91,6 +92,7 @@ fn announcement(job: &JobView, machine: Option<&MachineView>, request: &JobReque
             head + &overwritten(machine, choices)
         }
     };
+    text.push_str(&identity(&job.kind));
     text.push_str(match machine.and_then(|machine| machine.state) {
         Some(AgentState::Waiting | AgentState::Failed) => {
             "The machine waits in the recovery environment: the job starts at once.\n"
@@ -104,6 +106,19 @@ fn announcement(job: &JobView, machine: Option<&MachineView>, request: &JobReque
         }
     });
     text
+}
+
+/// That the machine gets an identity of its own, and what it is called.
+fn identity(kind: &JobKind) -> String {
+    match kind {
+        JobKind::Restore { choices, .. } if choices.is_copy() => match &choices.host_name {
+            Some(name) => {
+                format!("The machine gets an identity of its own and is called {name}.\n")
+            }
+            None => "The machine gets an identity of its own.\n".to_owned(),
+        },
+        _ => String::new(),
+    }
 }
 
 /// What a capture opens with a key.

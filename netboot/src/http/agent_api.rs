@@ -405,6 +405,14 @@ fn note_report(
         if matches!(record.job.kind, JobKind::Capture { .. }) {
             recovery.store.capture_ended(id);
         }
+        if let JobKind::Restore { choices, .. } = &record.job.kind
+            && record.state == JobState::Succeeded
+            && let Some(name) = &choices.host_name
+        {
+            recovery
+                .machines
+                .set_host_name(&record.machine, name.as_str())?;
+        }
         if record.state == JobState::Succeeded && record.job.afterwards != Afterwards::Wait {
             recovery.machines.leaves(&record.machine);
         }

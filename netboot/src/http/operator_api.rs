@@ -11,7 +11,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use backup::manifest::RestorePointKind;
+use backup::identity::Identity;
+use backup::manifest::{Manifest, RestorePointId, RestorePointKind};
+use backup::plan::Choices;
 use protocol::api::{
     self, Action, FactoryRequest, JobRequest, JobView, MachineView, RestorePointView, ServerView,
 };
@@ -21,6 +23,7 @@ use protocol::unlock;
 
 use super::Recovery;
 use super::answer::{PathParts, Refusal, no_such_method, no_such_path, read_json};
+use crate::copies;
 use crate::factory::{self, FactoryError};
 use crate::flight_recorder::{MachineTimeline, Seen};
 use crate::jobs::JobRecord;
@@ -157,16 +160,19 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
             let restore_point = points.resolve(&restore_point, (&machine.id, &machine.name))?;
             factory::check_is_backup(recovery, &restore_point)?;
             JobKind::Restore {
+                choices: settled(recovery, &machine, &restore_point, choices, Identity::Kept)?,
                 restore_point,
                 point_kind: RestorePointKind::Backup,
-                choices,
             }
         }
-        Action::Reset { image, choices } => JobKind::Restore {
-            restore_point: factory::resolve(recovery, image.as_deref())?.id,
-            point_kind: RestorePointKind::Factory,
-            choices,
-        },
+        Action::Reset { image, choices } => {
+            let restore_point = factory::resolve(recovery, image.as_deref())?.id;
+            JobKind::Restore {
+                choices: settled(recovery, &machine, &restore_point, choices, Identity::New)?,
+                restore_point,
+                point_kind: RestorePointKind::Factory,
+            }
+        }
     };
     let record = recovery
         .jobs
@@ -179,6 +185,22 @@ fn create(recovery: &Recovery, request: JobRequest) -> Result<JobView, Refusal> 
         machine.name
     );
     Ok(view(recovery, record))
+}
+
+/// The choices with all that the server has to say about the machine's identity.
+fn settled(
+    recovery: &Recovery,
+    machine: &MachineView,
+    point: &RestorePointId,
+    choices: Choices,
+    usual: Identity,
+) -> Result<Choices, Refusal> {
+    // The agent says what is wrong with a manifest, as ever.
+    let bytes = recovery.store.restore_points.manifest(point)?;
+    let manifest = Manifest::from_json(&bytes).ok();
+    let machines = &recovery.machines;
+    copies::settle(choices, usual, machine, machines, manifest.as_ref())
+        .map_err(|error| Refusal::bad_request(error.to_string()))
 }
 
 /// Makes a factory image from a restore point.

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use backup::manifest::Manifest;
+use backup::identity::Identity;
+use backup::manifest::{Manifest, RestorePointKind};
 use backup::plan::restore::plan_restore;
 use protocol::api::{PlanRequest, PlanView};
 
 use super::Recovery;
 use super::answer::{Refusal, read_json};
 use super::operator_api::MAX_REQUEST;
+use crate::copies;
 
 pub(super) async fn plan(
     State(recovery): State<Arc<Recovery>>,
@@ -31,7 +33,15 @@ fn plan_for(recovery: &Recovery, request: &PlanRequest) -> Result<PlanView, Refu
     let bytes = points.manifest(&id)?;
     let manifest = Manifest::from_json(&bytes)
         .map_err(|error| Refusal::conflict(format!("restore point {id}: {error}")))?;
-    let outcome = plan_restore(&manifest, &machine.inventory, &request.choices);
+    let usual = match manifest.kind {
+        RestorePointKind::Backup => Identity::Kept,
+        RestorePointKind::Factory => Identity::New,
+    };
+    let choices = request.choices.clone();
+    let machines = &recovery.machines;
+    let choices = copies::settle(choices, usual, &machine, machines, Some(&manifest))
+        .map_err(|error| Refusal::bad_request(error.to_string()))?;
+    let outcome = plan_restore(&manifest, &machine.inventory, &choices);
     let picture = outcome
         .as_ref()
         .map_or_else(|_| String::new(), |plan| plan.picture(&manifest));

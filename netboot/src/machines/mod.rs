@@ -289,6 +289,12 @@ impl Machines {
         views
     }
 
+    /// What the system on a machine calls itself, if that was ever found out.
+    pub(crate) fn host_name(&self, id: &str) -> Option<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(id)?.host_name.clone()
+    }
+
     /// What the machine with this id is called; the id itself when there is none.
     pub(crate) fn name(&self, id: &str) -> String {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);

@@ -425,6 +425,26 @@ impl Server {
         self.ask(&["restore", machine, restore_point])
     }
 
+    /// Makes a factory image from a restore point.
+    pub(crate) fn create_image(
+        &self,
+        restore_point: &str,
+        name: &str,
+    ) -> Result<RestorePointView, ServerError> {
+        let words = ["factory", "create", "--from", restore_point, "--name", name];
+        self.ask(&words)
+    }
+
+    /// Orders a reset of a machine to a factory image, as a machine that is called `name`.
+    pub(crate) fn reset(
+        &self,
+        machine: &str,
+        image: &str,
+        name: &str,
+    ) -> Result<JobView, ServerError> {
+        self.ask(&["reset", machine, "--image", image, "--hostname", name])
+    }
+
     fn ask<T: DeserializeOwned>(&self, words: &[&str]) -> Result<T, ServerError> {
         let mut command = Command::new(&self.config.program);
         command

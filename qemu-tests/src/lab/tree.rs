@@ -189,6 +189,20 @@ impl Tree {
     }
 }
 
+/// A file of the ext4 file system that begins `offset` bytes into an image.
+pub(crate) fn read_ext4(image: &Path, offset: u64, path: &str) -> Result<Vec<u8>, TreeError> {
+    let file = File::open(image).map_err(|source| TreeError::Io {
+        path: image.to_owned(),
+        source,
+    })?;
+    let error = |at: &str| {
+        let (image, at) = (image.to_owned(), at.to_owned());
+        move |source| TreeError::Ext4 { image, at, source }
+    };
+    let ext4 = Ext4::load(Box::new(Window { file, offset })).map_err(error("the superblock"))?;
+    ext4.read(path).map_err(error(path))
+}
+
 /// Says how many differences there are and names the first of them.
 pub(crate) fn describe(differences: &[Difference]) -> String {
     let named = differences

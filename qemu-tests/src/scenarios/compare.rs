@@ -84,7 +84,8 @@ pub(super) fn check_unbootable(image: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn offset_of(table: &Table, partition: usize) -> anyhow::Result<u64> {
+/// Where a partition begins, in bytes.
+pub(super) fn offset_of(table: &Table, partition: usize) -> anyhow::Result<u64> {
     let found = table.partitions.get(partition);
     let found = found.with_context(|| format!("the disk has no partition {}", partition + 1))?;
     Ok(found.start * table.sectorsize)

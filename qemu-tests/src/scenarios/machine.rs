@@ -15,8 +15,8 @@ use crate::lab::source_machine::SourceMachine;
 
 /// Size of the bare machine's disk, bytes: larger than the source's, and not by a round number.
 pub(crate) const BARE_DISK_BYTES: u64 = (4 << 30) + (7 << 20);
-/// The host name of the source's system at its login prompt.
-const LOGIN_PROMPT: &str = "source-debian login:";
+/// The host name of the source's system.
+const SOURCE_NAME: &str = "source-debian";
 const PASSWORD: &str = "lab";
 
 /// A machine that is switched on and off in a story.
@@ -61,6 +61,26 @@ impl Machine {
         let machine = Self::new(stage, "bare", kind, [0x52, 0x54, 0, 0x77, 2, 2])?;
         disk::create_empty(&machine.disk, BARE_DISK_BYTES)?;
         Ok(machine)
+    }
+
+    /// One of several machines with empty disks, which are to be copies of an image.
+    pub(crate) fn copy(stage: &Stage<'_>, kind: FirmwareKind, number: u8) -> anyhow::Result<Self> {
+        let (firmware, letter) = match kind {
+            FirmwareKind::Bios => (1, 'b'),
+            FirmwareKind::Uefi => (2, 'u'),
+        };
+        let mac = [0x52, 0x54, 0, 0x78, firmware, number];
+        let machine = Self::new(stage, &format!("copy-{letter}{number}"), kind, mac)?;
+        disk::create_empty(&machine.disk, BARE_DISK_BYTES)?;
+        let identity = Identity {
+            uuid: format!("6c616200-0000-4000-8000-{firmware:06}{number:06}"),
+            serial: format!("LAB-{firmware}-{number}"),
+            ..machine.identity
+        };
+        Ok(Self {
+            identity,
+            ..machine
+        })
     }
 
     /// A machine with an empty disk whose firmware `make` makes in the folder that it is given.
@@ -154,7 +174,16 @@ impl Machine {
 
 /// Waits until the restored or original system asks who is there.
 pub(crate) fn wait_for_login(stage: &Stage<'_>, guest: &mut Guest) -> anyhow::Result<()> {
-    let waited = guest.wait_for(LOGIN_PROMPT, Deadline::seconds(240));
+    wait_for_login_as(stage, guest, SOURCE_NAME)
+}
+
+/// Waits until a system that is called `name` asks who is there.
+pub(crate) fn wait_for_login_as(
+    stage: &Stage<'_>,
+    guest: &mut Guest,
+    name: &str,
+) -> anyhow::Result<()> {
+    let waited = guest.wait_for(&format!("{name} login:"), Deadline::seconds(240));
     if waited.is_err() {
         // Some things are said on the screen only. A machine that has gone off has none.
         let picture = stage.logs().join("screen-without-login.ppm");
@@ -168,11 +197,16 @@ pub(crate) fn wait_for_login(stage: &Stage<'_>, guest: &mut Guest) -> anyhow::Re
 
 /// Logs in at the prompt and switches the system off in order, so that its file systems are clean.
 pub(crate) fn log_in_and_shut_down(guest: Guest) -> anyhow::Result<()> {
+    log_in_and_shut_down_as(guest, SOURCE_NAME)
+}
+
+/// The same for a system that is called `name`.
+pub(crate) fn log_in_and_shut_down_as(guest: Guest, name: &str) -> anyhow::Result<()> {
     let console = guest.console();
     console.send_line("root")?;
     console.wait_for("Password:", Deadline::seconds(60))?;
     console.send_line(PASSWORD)?;
-    console.wait_for("root@source-debian", Deadline::seconds(60))?;
+    console.wait_for(&format!("root@{name}"), Deadline::seconds(60))?;
     console.send_line("poweroff")?;
     guest.wait_until_off(Deadline::seconds(120))?;
     Ok(())

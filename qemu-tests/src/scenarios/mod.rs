@@ -7,6 +7,7 @@
 mod beacon_time;
 pub(crate) mod boot_path;
 mod compare;
+mod copies;
 mod dhcp_clients;
 mod drivers;
 mod encrypted;
@@ -166,6 +167,18 @@ const STORIES: &[Scenario] = &[
         about: "a Debian with LVM backs up its mounted volume by snapshot; it comes back clean",
         long: true,
         play: running_host::play,
+    },
+    Scenario {
+        name: "copies",
+        about: "one machine of each firmware, reset to an image: each starts, and they share no id with it",
+        long: true,
+        play: copies::two,
+    },
+    Scenario {
+        name: "ten-copies",
+        about: "five machines of each firmware, reset to an image: each starts, no two share an id",
+        long: true,
+        play: copies::ten,
     },
     Scenario {
         name: "real-network-udhcpc",

@@ -156,6 +156,16 @@ impl Geometry {
         if self.wide { 66 } else { 38 }
     }
 
+    /// Bytes of a sector.
+    pub(crate) const fn sector(&self) -> u64 {
+        self.sector
+    }
+
+    /// Sectors before the first FAT.
+    pub(crate) const fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
     pub(crate) const fn size(&self) -> u64 {
         self.total * self.sector
     }

@@ -76,7 +76,7 @@ pub fn front_for(front: &[u8], sector: SectorSize) -> Result<Vec<u8>, SectorsErr
     let sector = sector.bytes();
     let cluster = u64::from(old.cluster_size());
     let first = front.len() as u64;
-    if cluster % sector != 0 || first % sector != 0 {
+    if !cluster.is_multiple_of(sector) || !first.is_multiple_of(sector) {
         return Err(SectorsError::Clusters {
             cluster,
             first,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Geometry;
 use super::directory::{Content, Directory, ENTRY, File};
 use super::walk::Walk;
+use crate::ByteRange;
 use crate::filesystem::ReadAt;
 use crate::filesystem::cluster_files::{self, Last, Open, ROOT, damaged};
 use crate::filesystem::links::{Links, Met};
@@ -192,6 +193,26 @@ impl FileTree for Tree {
         }
         self.last.set(open);
         Ok(len)
+    }
+
+    fn places(&self, file: NodeId) -> Result<Option<Vec<ByteRange>>, TreeError> {
+        let mut open = self.opened(file)?;
+        let size = u64::from(self.geometry.cluster_size());
+        let mut places: Vec<ByteRange> = Vec::new();
+        let mut at = 0;
+        while at < open.file.len {
+            self.seek(&mut open, at / size)?;
+            let here = size.min(open.file.len - at);
+            let start = self.geometry.place(open.cluster);
+            match places.last_mut() {
+                Some(last) if last.end() == start => {
+                    *last = ByteRange::between(last.start(), start + here);
+                }
+                _ => places.push(ByteRange::between(start, start + here)),
+            }
+            at += here;
+        }
+        Ok(Some(places))
     }
 
     fn link_target(&self, _link: NodeId) -> Result<Vec<u8>, TreeError> {

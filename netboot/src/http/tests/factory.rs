@@ -1,5 +1,7 @@
 //! Factory images (C5): made by a capture or from a restore point, named, and reset to.
 
+use backup::hardware::Disk;
+use backup::identity::{HostName, Identity};
 use backup::manifest::{ImageLabel, ImageName, Manifest, RestorePointId, RestorePointKind};
 use backup::plan::Choices;
 use protocol::api::{self, Action, ApiError, FactoryRequest, JobView, RestorePointView};
@@ -305,4 +307,78 @@ fn rules_leave_images_alone_until_they_are_told_otherwise() {
     assert_eq!(left.len(), 2);
     assert!(left.iter().any(|view| view.is_factory()));
     assert!(left.iter().any(|view| !view.is_factory()));
+}
+
+#[test]
+fn a_reset_makes_a_machine_of_its_own_and_a_restore_does_not() {
+    let (_directory, server) = start();
+    let image = image(&server, "lab");
+    let backup = capture(&server, 9, chunks(0x21));
+    let copy_of = |job: &Job| match &job.kind {
+        JobKind::Restore { choices, .. } => choices
+            .is_copy()
+            .then(|| choices.host_name.clone().map(String::from)),
+        JobKind::Capture { .. } => panic!("{job:?}"),
+    };
+    // Nobody has named this one: the image's name and the end of its address.
+    let job = taken(&server, 3, reset_to(None));
+    let end = mac(3).replace(':', "")[6..].to_owned();
+    let name = format!("host-9-{end}");
+    assert_eq!(copy_of(&job), Some(Some(name.clone())));
+    succeeded(&server, &job);
+    // From now on that is what the machine is called, here too.
+    let machines: Vec<api::MachineView> = server.operator.get(api::MACHINES).unwrap();
+    assert!(machines.iter().any(|machine| machine.name == name));
+
+    // A machine that was captured keeps its own name.
+    let job = taken(&server, 9, reset_to(None));
+    assert_eq!(copy_of(&job), Some(Some("host-9".to_owned())));
+    succeeded(&server, &job);
+
+    let job = taken(&server, 4, restore_of(backup.as_str()));
+    assert_eq!(copy_of(&job), None);
+    // As it was before there was a choice: older agents take it.
+    assert!(!serde_json::to_string(&job).unwrap().contains("identity"));
+    succeeded(&server, &job);
+
+    let named = |identity| Choices {
+        identity,
+        host_name: Some(HostName::try_from("pc-7".to_owned()).unwrap()),
+        ..Choices::default()
+    };
+    let restore = |identity| Action::Restore {
+        restore_point: backup.to_string(),
+        choices: named(identity),
+    };
+    let job = taken(&server, 4, restore(Some(Identity::New)));
+    assert_eq!(copy_of(&job), Some(Some("pc-7".to_owned())));
+    succeeded(&server, &job);
+    let refused = server.order(&mac(4), restore(None)).unwrap_err();
+    assert!(refused.to_string().contains("pc-7"), "{refused}");
+
+    let mut machine = beacon(4, "boot", AgentState::Working);
+    machine.inventory.disks = vec![Disk {
+        partitions: Vec::new(),
+        name: "vda".into(),
+        model: None,
+        serial: Some("S1".into()),
+        wwn: None,
+        size: 1 << 30,
+        logical_sector: backup::SectorSize::S512,
+        physical_sector: 512,
+        removable: false,
+        read_only: false,
+    }];
+    server.beacon(&machine);
+    let notes = |point: &RestorePointId| {
+        let request = api::PlanRequest {
+            machine: mac(4),
+            restore_point: point.to_string(),
+            choices: Choices::default(),
+        };
+        let view: api::PlanView = server.operator.post(api::PLANS, &request).unwrap();
+        view.plan.unwrap().notes.join(" ")
+    };
+    assert!(notes(&image).contains("the name pc-7"), "{}", notes(&image));
+    assert!(!notes(&backup).contains("identity"));
 }

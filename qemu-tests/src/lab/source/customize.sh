@@ -13,6 +13,9 @@ UUID=$ROOT_UUID / ext4 errors=remount-ro 0 1
 UUID=$ESP_UUID /boot/efi vfat umask=0077 0 1
 EOF
 mkdir -p "$tree/boot/efi"
+# Host keys without sshd, which would only take time: copies of the machine must have their own.
+mkdir -p "$tree/etc/ssh"
+ssh-keygen -q -A -f "$tree"
 echo 'root:lab' | chroot "$tree" chpasswd
 
 # no_timer_check: on a busy computer the emulated timer may stand still while Linux looks at it.

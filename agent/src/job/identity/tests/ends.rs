@@ -1,0 +1,77 @@
+//! What ends a restore before its commit, and what does no harm.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::{copy_of_changed, folder, is_without_table};
+use crate::job::fake::run;
+
+#[test]
+fn a_link_that_leads_out_of_the_system_does_no_harm() {
+    let outside = folder();
+    let file = outside.path().join("hosts");
+    fs::write(&file, "127.0.1.1 golden\n").unwrap();
+    let change = |tree: &Path| {
+        fs::remove_file(tree.join("etc/hosts")).unwrap();
+        symlink(&file, tree.join("etc/hosts")).unwrap();
+        symlink("/", tree.join("etc/default")).unwrap();
+        fs::remove_dir_all(tree.join("var/lib/dhcp")).unwrap();
+        symlink(outside.path(), tree.join("var/lib/dhcp")).unwrap();
+    };
+    fs::write(outside.path().join("host.leases"), "lease").unwrap();
+    let Some((_folder, target, result)) = copy_of_changed(change, |_| {}) else {
+        return;
+    };
+    result.unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "127.0.1.1 golden\n");
+    assert!(outside.path().join("host.leases").is_file());
+    assert!(!is_without_table(&target));
+}
+
+#[test]
+fn a_damaged_table_of_mounts_ends_the_restore_before_the_commit() {
+    let damage = |tree: &Path| fs::write(tree.join("etc/fstab"), [0; 300]).unwrap();
+    let Some((_folder, target, result)) = copy_of_changed(damage, |_| {}) else {
+        return;
+    };
+    let error = result.unwrap_err();
+    assert!(error.reason.contains("/etc/fstab"), "{error}");
+    assert!(error.reason.contains("partition 3"), "{error}");
+    assert!(is_without_table(&target));
+}
+
+#[test]
+fn a_full_file_system_ends_the_restore_before_the_commit() {
+    // To the last block: nothing is reserved for root.
+    let fill = |volume: &Path| {
+        let on = volume.with_extension("mounted");
+        fs::create_dir(&on).unwrap();
+        let at = on.to_str().unwrap();
+        run("mount", &["-o", "loop", volume.to_str().unwrap(), at]);
+        let fill = format!("dd if=/dev/zero of={at}/fill bs=4k 2>/dev/null; sync; true");
+        run("sh", &["-c", &fill]);
+        run("umount", &[at]);
+    };
+    let Some((_folder, target, result)) = copy_of_changed(|_| {}, fill) else {
+        return;
+    };
+    let error = result.unwrap_err();
+    assert_eq!(error.code, "identity");
+    assert!(error.reason.contains("No space left"), "{error}");
+    assert!(error.reason.contains("does not boot"), "{error}");
+    assert!(is_without_table(&target));
+}
+
+#[test]
+fn a_file_system_that_can_only_be_read_ends_the_restore_before_the_commit() {
+    let read_only = |volume: &Path| {
+        let volume = volume.to_str().unwrap();
+        run("tune2fs", &["-O", "read-only", volume]);
+    };
+    let Some((_folder, target, result)) = copy_of_changed(|_| {}, read_only) else {
+        return;
+    };
+    result.unwrap_err();
+    assert!(is_without_table(&target));
+}
