@@ -58,8 +58,17 @@ impl Machine {
 
     /// A machine fresh from the factory with an empty disk.
     pub(crate) fn bare(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Self> {
+        Self::bare_with_disk(stage, kind, BARE_DISK_BYTES)
+    }
+
+    /// The same with a disk of so many bytes.
+    pub(crate) fn bare_with_disk(
+        stage: &Stage<'_>,
+        kind: FirmwareKind,
+        bytes: u64,
+    ) -> anyhow::Result<Self> {
         let machine = Self::new(stage, "bare", kind, [0x52, 0x54, 0, 0x77, 2, 2])?;
-        disk::create_empty(&machine.disk, BARE_DISK_BYTES)?;
+        disk::create_empty(&machine.disk, bytes)?;
         Ok(machine)
     }
 

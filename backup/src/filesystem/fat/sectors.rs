@@ -76,7 +76,7 @@ pub fn front_for(front: &[u8], sector: SectorSize) -> Result<Vec<u8>, SectorsErr
     let sector = sector.bytes();
     let cluster = u64::from(old.cluster_size());
     let first = front.len() as u64;
-    if cluster % sector != 0 || first % sector != 0 {
+    if !cluster.is_multiple_of(sector) || !first.is_multiple_of(sector) {
         return Err(SectorsError::Clusters {
             cluster,
             first,
@@ -91,7 +91,7 @@ pub fn front_for(front: &[u8], sector: SectorSize) -> Result<Vec<u8>, SectorsErr
     let least = if old.wide { 3 } else { 1 };
     let reserved = ((first - root) / sector)
         .checked_sub(old.fats * fat_sectors)
-        .filter(|reserved| *reserved >= least && root % sector == 0)
+        .filter(|reserved| *reserved >= least && root.is_multiple_of(sector))
         .and_then(|reserved| u16::try_from(reserved).ok())
         .ok_or_else(|| no_room.clone())?;
     let total = old.total * old.sector / sector;
