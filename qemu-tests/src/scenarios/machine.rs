@@ -26,6 +26,8 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     /// Its first disk.
     pub(crate) disk: PathBuf,
+    /// Whether that has sectors of 4096 bytes in place of 512.
+    pub(super) large_sectors: bool,
     /// Disks besides the first.
     pub(crate) more_disks: Vec<DiskDevice>,
     /// QEMU's name of its network card.
@@ -95,6 +97,7 @@ impl Machine {
         Ok(Self {
             name: name.to_owned(),
             disk: folder.join("disk.raw"),
+            large_sectors: false,
             more_disks: Vec::new(),
             network_model: "virtio-net-pci",
             mac,
@@ -141,6 +144,7 @@ impl Machine {
             image: self.disk.clone(),
             bus: DiskBus::Virtio,
             serial: format!("{}-DISK", self.name.to_uppercase()),
+            large_sectors: self.large_sectors,
         };
         let config = GuestConfig {
             name: format!("{}-{sitting}", self.name),

@@ -67,6 +67,25 @@ pub(super) fn smaller(stage: &Stage<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The machine comes back on a disk whose sectors have 4096 bytes.
+pub(super) fn large_sectors(stage: &Stage<'_>) -> anyhow::Result<()> {
+    let kind = FirmwareKind::Uefi;
+    let backup = backup(stage, kind)?;
+    let mut bare = Machine::bare(stage, kind)?;
+    bare.large_sectors = true;
+    let mut site = Site::open_with_data(stage, &backup.data_dir)?;
+    let port = site.add_port()?;
+    site.restore(&bare, &port, &backup.restore_point)?;
+    stage.milestone("the bare machine with large sectors is restored");
+    compare::check_root_in_place(&backup.source_disk, &bare.disk)?;
+    stage.milestone("every file is there with the same content, owner, mode and times");
+    bare.network_first = false;
+    let mut guest = bare.switch_on(stage, Some(&port), "restored")?;
+    wait_for_login(stage, &mut guest)?;
+    stage.milestone("the machine with large sectors reached its login prompt");
+    Ok(())
+}
+
 /// A backup of a used source machine, made over the network.
 fn make_backup(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Backup> {
     stage.program("netboot")?;
