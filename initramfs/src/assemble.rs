@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::agent::{self, AgentError};
 use crate::architecture::{AT_NEED, Architecture};
 use crate::archive::{self, ArchiveError};
-use crate::base_modules::{Group, RUNTIME_NEEDS, at_need, groups};
+use crate::base_modules::{self, Group, RUNTIME_NEEDS, groups};
 use crate::boot_loaders::{self, LoaderError, LoaderFile};
 use crate::kernel::{Kernel, KernelError};
 use crate::manifest::{
@@ -136,7 +136,7 @@ pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, 
         .map(|module| module.name)
         .collect();
     // The indexes know all modules, so that those that come later are found.
-    let selection = choose(&[groups(architecture), at_need(architecture)].concat())?;
+    let selection = choose(&[groups(architecture), base_modules::AT_NEED.to_vec()].concat())?;
     let at_need = selection.files(&kernel.version, |name| !base.contains(name));
     for name in &selection.absent {
         progress(&format!("module {name} is not in this kernel"));

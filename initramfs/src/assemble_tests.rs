@@ -81,7 +81,7 @@ fn inputs(root: &Path) -> Inputs {
     let meta = format!("Depends: linux-image-{KERNEL} (= 1)\n");
     package(&debs, "linux-image-amd64", &meta, &[]);
     let mut files = vec![(format!("boot/vmlinuz-{KERNEL}"), fake_image(KERNEL))];
-    for name in [groups(Architecture::X64), at_need(Architecture::X64)]
+    for name in [groups(Architecture::X64), base_modules::AT_NEED.to_vec()]
         .concat()
         .iter()
         .flat_map(|group| group.modules)

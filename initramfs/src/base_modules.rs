@@ -42,15 +42,6 @@ pub(crate) fn groups(architecture: Architecture) -> Vec<Group> {
     GROUPS.iter().chain(own).copied().collect()
 }
 
-/// What is beside the image for a processor, for the jobs that need it.
-pub(crate) fn at_need(architecture: Architecture) -> Vec<Group> {
-    let own = match architecture {
-        Architecture::X64 => X64_AT_NEED,
-        Architecture::Arm64 => &[],
-    };
-    AT_NEED.iter().chain(own).copied().collect()
-}
-
 /// What only PCs have.
 #[rustfmt::skip]
 const X64_GROUPS: &[Group] = &[
@@ -61,13 +52,10 @@ const X64_GROUPS: &[Group] = &[
     group("USB 1 host controllers of Intel and VIA", Required, &["uhci_hcd"]),
     group("the checksum of ext4 on processors that have an instruction for it", WhenThere,
         &["crc32c_intel"]),
+    // Found by the processor, like a device, so it has to be here from the beginning.
+    group("AES of encrypted volumes on processors that have instructions for it", WhenThere,
+        &["aesni_intel"]),
 ];
-
-const X64_AT_NEED: &[Group] = &[group(
-    "AES of encrypted volumes on processors that have instructions for it",
-    WhenThere,
-    &["aesni_intel"],
-)];
 
 /// What only machines with an Arm processor have: servers, and small computers that start by UEFI.
 #[rustfmt::skip]
@@ -135,8 +123,10 @@ const GROUPS: &[Group] = &[
 ];
 
 /// What only some jobs need: not in the image, but in a file beside it that the agent fetches for them.
+///
+/// No module that the kernel names for a device or a processor may be here: those are loaded before any job.
 #[rustfmt::skip]
-const AT_NEED: &[Group] = &[
+pub(crate) const AT_NEED: &[Group] = &[
     group("XFS and Btrfs, which are only resized while they are mounted", Required, &["xfs", "btrfs"]),
     group("volumes that are made smaller: their tail is served to the tool", Required, &["fuse"]),
     group("encrypted volumes that are opened with their key", Required, &["dm_crypt"]),
@@ -178,7 +168,7 @@ mod tests {
     fn no_module_is_listed_twice() {
         for architecture in Architecture::ALL {
             let mut seen = BTreeSet::new();
-            let all = [groups(architecture), at_need(architecture)].concat();
+            let all = [groups(architecture), AT_NEED.to_vec()].concat();
             for name in all.iter().flat_map(|group| group.modules) {
                 assert!(
                     seen.insert(name.replace('-', "_")),

@@ -28,6 +28,12 @@ pub(crate) enum LoadError {
     /// It is not there.
     #[error(transparent)]
     Dependency(#[from] DependencyError),
+    /// It is one that comes from the server when a job needs it.
+    #[error("module {path} is not here yet")]
+    NotYet {
+        /// The module's file.
+        path: String,
+    },
     /// The kernel refused it.
     #[error("the kernel refused module {path}")]
     Refused {
@@ -62,6 +68,11 @@ impl Modules {
 
     fn load(&self, name: &str) -> Result<(), LoadError> {
         for path in self.dependencies.order(name)? {
+            if !self.directory.join(path).exists() {
+                // Not tried: it may be there the next time.
+                let path = path.to_owned();
+                return Err(LoadError::NotYet { path });
+            }
             let first = {
                 let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
                 tried.insert(path.to_owned())

@@ -1,4 +1,4 @@
-//! A manifest and a machine, both as JSON with a NUL between: planned or refused without a panic;
+//! A manifest, a machine and maybe choices, as JSON with a NUL between: planned or refused without a panic;
 //! nothing in the plan leaves the target, and what it copies does not overlap.
 
 #![no_main]
@@ -10,7 +10,7 @@ use backup::plan::restore::plan_restore;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut parts = bytes.splitn(2, |byte| *byte == 0);
+    let mut parts = bytes.splitn(3, |byte| *byte == 0);
     let (Some(manifest), Some(target)) = (parts.next(), parts.next()) else {
         return;
     };
@@ -20,7 +20,9 @@ fuzz_target!(|bytes: &[u8]| {
     ) else {
         return;
     };
-    match plan_restore(&manifest, &target, &Choices::default()) {
+    let choices = parts.next().and_then(|text| serde_json::from_slice(text).ok());
+    let choices: Choices = choices.unwrap_or_default();
+    match plan_restore(&manifest, &target, &choices) {
         Err(refusals) => assert!(!refusals.is_empty(), "a refusal without a reason"),
         Ok(plan) => {
             for disk in &plan.disks {

@@ -52,6 +52,8 @@ pub(crate) struct DiskDevice {
     pub(crate) bus: DiskBus,
     /// Serial number that the machine sees; virtio keeps 20 characters.
     pub(crate) serial: String,
+    /// Whether its sectors have 4096 bytes in place of 512.
+    pub(crate) large_sectors: bool,
 }
 
 /// A network card of a machine.
@@ -507,9 +509,14 @@ fn arguments(config: &GuestConfig, console: &Path, control: &Path) -> Vec<String
             }
         };
         let (serial, order) = (&disk.serial, index + 1);
+        let sectors = if disk.large_sectors {
+            ",logical_block_size=4096,physical_block_size=4096"
+        } else {
+            ""
+        };
         add(&[
             "-device",
-            &format!("{device},drive=d{index},serial={serial},bootindex={order}"),
+            &format!("{device},drive=d{index},serial={serial},bootindex={order}{sectors}"),
         ]);
     }
     arguments

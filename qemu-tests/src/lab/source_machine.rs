@@ -79,7 +79,7 @@ const UNITS: [(&str, &str); 3] = [
     ),
 ];
 /// Raised when the recipe changes in a way that the texts above don't show.
-const RECIPE_VERSION: u32 = 2;
+const RECIPE_VERSION: u32 = 3;
 
 /// The source machine could not be built.
 #[derive(Debug, Error)]
@@ -265,7 +265,8 @@ fn assemble(work: &Path) -> Result<(), SourceError> {
     disk::create_empty(&esp, ESP_SECTORS * SECTOR)?;
     tool::run(
         Command::new("mkfs.vfat")
-            .args(["-F", "32", "-n", "ESP", "-i", ESP_SERIAL])
+            // Clusters that a disk with sectors of 4096 bytes can have, too.
+            .args(["-F", "32", "-s", "8", "-n", "ESP", "-i", ESP_SERIAL])
             .arg(&esp),
     )?;
     disk::write_sparse_at(&image, ESP_START * SECTOR, &esp)?;
@@ -284,6 +285,7 @@ fn provision(work: &Path) -> Result<(), SourceError> {
             image: work.join("disk.raw"),
             bus: DiskBus::Virtio,
             serial: "SOURCE-DISK".to_owned(),
+            large_sectors: false,
         }],
         network: None,
         network_first: false,

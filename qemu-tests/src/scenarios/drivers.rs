@@ -25,6 +25,7 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
             image,
             bus,
             serial: serial.to_owned(),
+            large_sectors: false,
         });
     }
     let mut guest = machine.switch_on(stage, Some(&port), "boot")?;

@@ -26,6 +26,8 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     /// Its first disk.
     pub(crate) disk: PathBuf,
+    /// Whether that has sectors of 4096 bytes in place of 512.
+    pub(super) large_sectors: bool,
     /// Disks besides the first.
     pub(crate) more_disks: Vec<DiskDevice>,
     /// QEMU's name of its network card.
@@ -58,8 +60,17 @@ impl Machine {
 
     /// A machine fresh from the factory with an empty disk.
     pub(crate) fn bare(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Self> {
+        Self::bare_with_disk(stage, kind, BARE_DISK_BYTES)
+    }
+
+    /// The same with a disk of so many bytes.
+    pub(crate) fn bare_with_disk(
+        stage: &Stage<'_>,
+        kind: FirmwareKind,
+        bytes: u64,
+    ) -> anyhow::Result<Self> {
         let machine = Self::new(stage, "bare", kind, [0x52, 0x54, 0, 0x77, 2, 2])?;
-        disk::create_empty(&machine.disk, BARE_DISK_BYTES)?;
+        disk::create_empty(&machine.disk, bytes)?;
         Ok(machine)
     }
 
@@ -106,6 +117,7 @@ impl Machine {
         Ok(Self {
             name: name.to_owned(),
             disk: folder.join("disk.raw"),
+            large_sectors: false,
             more_disks: Vec::new(),
             network_model: "virtio-net-pci",
             mac,
@@ -152,6 +164,7 @@ impl Machine {
             image: self.disk.clone(),
             bus: DiskBus::Virtio,
             serial: format!("{}-DISK", self.name.to_uppercase()),
+            large_sectors: self.large_sectors,
         };
         let config = GuestConfig {
             name: format!("{}-{sitting}", self.name),

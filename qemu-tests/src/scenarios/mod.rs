@@ -109,6 +109,18 @@ const STORIES: &[Scenario] = &[
         play: restore::uefi,
     },
     Scenario {
+        name: "restore-smaller",
+        about: "a machine comes back on a disk that is too small for its partitions, and starts",
+        long: true,
+        play: restore::smaller,
+    },
+    Scenario {
+        name: "restore-large-sectors",
+        about: "a UEFI machine comes back on a disk with sectors of 4096 bytes, and starts",
+        long: true,
+        play: restore::large_sectors,
+    },
+    Scenario {
         name: "power-cut",
         about: "after a power cut the disk does not boot, and a new network boot finishes the restore",
         long: false,

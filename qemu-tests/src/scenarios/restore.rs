@@ -7,6 +7,9 @@ use super::source_boots::started_once;
 use super::stage::{Backup, Stage};
 use crate::lab::firmware::FirmwareKind;
 
+/// Half a GiB less than the source's disk, and not by a round number, bytes.
+const SMALL_DISK_BYTES: u64 = (5 << 29) + (3 << 20);
+
 pub(super) fn bios(stage: &Stage<'_>) -> anyhow::Result<()> {
     demonstrate(stage, FirmwareKind::Bios)
 }
@@ -42,6 +45,44 @@ pub(crate) fn demonstrate(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Resu
     stage.milestone(&format!(
         "the restored {kind} machine reached its login prompt"
     ));
+    Ok(())
+}
+
+/// The machine comes back on a disk that is smaller than the source's partitions reach.
+pub(super) fn smaller(stage: &Stage<'_>) -> anyhow::Result<()> {
+    let kind = FirmwareKind::Uefi;
+    let backup = backup(stage, kind)?;
+    let mut bare = Machine::bare_with_disk(stage, kind, SMALL_DISK_BYTES)?;
+    let mut site = Site::open_with_data(stage, &backup.data_dir)?;
+    let port = site.add_port()?;
+    site.restore(&bare, &port, &backup.restore_point)?;
+    stage.milestone("the bare machine with a smaller disk is restored");
+    compare::check_file_systems(&bare.disk)?;
+    compare::check_root(&backup.source_disk, &bare.disk)?;
+    stage.milestone("every file is there with the same content, owner, mode and times");
+    bare.network_first = false;
+    let mut guest = bare.switch_on(stage, Some(&port), "restored")?;
+    wait_for_login(stage, &mut guest)?;
+    stage.milestone("the machine with the smaller disk reached its login prompt");
+    Ok(())
+}
+
+/// The machine comes back on a disk whose sectors have 4096 bytes.
+pub(super) fn large_sectors(stage: &Stage<'_>) -> anyhow::Result<()> {
+    let kind = FirmwareKind::Uefi;
+    let backup = backup(stage, kind)?;
+    let mut bare = Machine::bare(stage, kind)?;
+    bare.large_sectors = true;
+    let mut site = Site::open_with_data(stage, &backup.data_dir)?;
+    let port = site.add_port()?;
+    site.restore(&bare, &port, &backup.restore_point)?;
+    stage.milestone("the bare machine with large sectors is restored");
+    compare::check_root_in_place(&backup.source_disk, &bare.disk)?;
+    stage.milestone("every file is there with the same content, owner, mode and times");
+    bare.network_first = false;
+    let mut guest = bare.switch_on(stage, Some(&port), "restored")?;
+    wait_for_login(stage, &mut guest)?;
+    stage.milestone("the machine with large sectors reached its login prompt");
     Ok(())
 }
 

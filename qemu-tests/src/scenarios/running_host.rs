@@ -59,6 +59,7 @@ pub(super) fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
         image: image.to_owned(),
         bus: DiskBus::Virtio,
         serial: serial.to_owned(),
+        large_sectors: false,
     };
     let config = GuestConfig {
         name: "running-host".to_owned(),

@@ -91,7 +91,7 @@ pub fn front_for(front: &[u8], sector: SectorSize) -> Result<Vec<u8>, SectorsErr
     let least = if old.wide { 3 } else { 1 };
     let reserved = ((first - root) / sector)
         .checked_sub(old.fats * fat_sectors)
-        .filter(|reserved| *reserved >= least && root % sector == 0)
+        .filter(|reserved| *reserved >= least && root.is_multiple_of(sector))
         .and_then(|reserved| u16::try_from(reserved).ok())
         .ok_or_else(|| no_room.clone())?;
     let total = old.total * old.sector / sector;

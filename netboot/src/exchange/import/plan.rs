@@ -123,6 +123,7 @@ fn plan_disk(
         physical_sector: 512,
         removable: false,
         read_only: true,
+        partitions: Vec::new(),
     };
     let found = member::find(reader, image.size, sector).map_err(|error| refused(&error))?;
     if let Some(refusal) = refuse(&disk, &found) {
