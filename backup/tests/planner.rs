@@ -9,6 +9,7 @@ use std::io::Cursor;
 
 use backup::filesystem::Survey;
 use backup::hardware::{Disk, FirmwareKind, Inventory, MachineIdentity};
+use backup::identity::{HostName, Identity};
 use backup::layout::survey_disk;
 use backup::manifest::{
     ChunkListRef, Coverage, DiskImage, FORMAT, FileSystemKind, Firmware, Manifest, PartitionTable,
@@ -1239,6 +1240,41 @@ fn what_counts_in_sectors_is_refused_on_a_disk_with_others() {
     refused(&one(None), |_| (), uefi, "nobody knows");
     let pc = Source { gpt: false, ..ext4 };
     refused(&pc, |_| (), uefi, "PC partition table");
+}
+
+#[test]
+fn a_copy_changes_nothing_of_the_plan_but_what_is_said() {
+    let source = debian();
+    let mut target = machine(vec![disk("sda", source.size(), source.sector)]);
+    target.firmware = FirmwareKind::Uefi;
+    let manifest = manifest(vec![source.image(0)]);
+    let copy = Choices {
+        identity: Some(Identity::New),
+        host_name: Some(HostName::try_from("pc-7".to_owned()).unwrap()),
+        ..Choices::default()
+    };
+    let plan = plan_restore(&manifest, &target, &copy).unwrap();
+    let usual = plan_restore(&manifest, &target, &Choices::default()).unwrap();
+    assert_eq!(plan.disks, usual.disks);
+    assert!(plan.notes.iter().any(|note| note.contains("the name pc-7")));
+    assert!(plan.picture(&manifest).contains("pc-7"));
+    assert!(!usual.picture(&manifest).contains("identity"));
+    // As it is written down: absent is kept, and what is not known is refused.
+    let json = serde_json::to_value(&copy).unwrap();
+    assert_eq!(
+        (&json["identity"], &json["host_name"]),
+        (&"new".into(), &"pc-7".into())
+    );
+    assert_eq!(serde_json::from_value::<Choices>(json).unwrap(), copy);
+    let json = serde_json::to_string(&Choices::default()).unwrap();
+    assert!(
+        !json.contains("identity") && !json.contains("host_name"),
+        "{json}"
+    );
+    assert!(!serde_json::from_str::<Choices>("{}").unwrap().is_copy());
+    for wrong in [r#"{"identity":"other"}"#, r#"{"host_name":"-"}"#] {
+        assert!(serde_json::from_str::<Choices>(wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]

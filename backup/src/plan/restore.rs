@@ -22,7 +22,8 @@ use crate::filesystem::heads;
 use crate::hardware::Inventory;
 use crate::layout::{self, TablePartition};
 use crate::manifest::{
-    Coverage, DiskImage, LogicalVolume, Manifest, PartitionTable, Region, RegionKind,
+    Coverage, DiskImage, FileSystemKind, LogicalVolume, Manifest, PartitionTable, Region,
+    RegionKind,
 };
 use crate::plan::assign::assign;
 use crate::plan::placement::{Placement, Room};
@@ -45,7 +46,7 @@ pub fn plan_restore(
     choices: &Choices,
 ) -> Result<RestorePlan, Vec<Refusal>> {
     let mut notes = manifest.encrypt_again();
-    notes.extend(copy_note(choices));
+    notes.extend(copy_note(manifest, choices));
     // Where only volumes go onto partitions that are there, nothing has to start from them.
     let mut refusals = if choices.maps_volumes() {
         Vec::new()
@@ -156,15 +157,24 @@ fn leave_out(plan: &mut DiskPlan, image: &DiskImage, number: u32, notes: &mut Ve
     ));
 }
 
-/// That the machine gets an identity of its own.
-fn copy_note(choices: &Choices) -> Option<String> {
+/// That the machine gets an identity of its own, as far as that goes.
+fn copy_note(manifest: &Manifest, choices: &Choices) -> Option<String> {
     let called = match &choices.host_name {
         Some(name) => format!("the name {name}"),
         None => "a name".to_owned(),
     };
+    let is_windows = |region: &Region| {
+        let volume = region.volume.as_ref();
+        volume.is_some_and(|volume| volume.file_system == FileSystemKind::Ntfs)
+    };
+    let windows = if manifest.regions().any(is_windows) {
+        " A Windows stays what it is, and so do the ids of its disk."
+    } else {
+        ""
+    };
     choices.is_copy().then(|| {
         format!(
-            "The machine gets an identity of its own: {called}, a machine id, SSH host keys, and ids of disk, partitions and file systems with all that refers to them."
+            "The machine gets an identity of its own: {called}, a machine id, SSH host keys, and ids of disk, partitions and file systems with all that refers to them; what cannot be changed is said afterwards.{windows}"
         )
     })
 }

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{
-    ESP, Files, MACHINE_ID, ROOT, SWAP, bench, blkid, copy, copy_of_changed, folder, image,
-    initramfs, is_root, partition, partitions, size_for, tree,
+    ESP, Files, MACHINE_ID, ROOT, SWAP, bench, blkid, copy, copy_of_changed, folder, gpt, image,
+    initramfs, is_root, partition, partitions, put_partition, size_for, tree,
 };
 use crate::job::fake::run;
 
@@ -128,4 +128,71 @@ fn an_id_that_is_built_into_grub_stays() {
         &["-i", esp.to_str().unwrap(), "::EFI/debian/grub.cfg"],
     );
     assert_eq!(text, format!("search.fs_uuid {ROOT} root\n"));
+}
+
+/// A UEFI program with a text in it, and a table of certificates of this length.
+fn program(text: &str, certificates: u32) -> Vec<u8> {
+    let mut bytes = vec![0; 512];
+    bytes[..2].copy_from_slice(b"MZ");
+    bytes[0x3c] = 0x80;
+    bytes[0x80..0x84].copy_from_slice(b"PE\0\0");
+    bytes[0x98..0x9a].copy_from_slice(&0x20bu16.to_le_bytes());
+    let directories = 0x98 + 112;
+    bytes[directories - 4] = 16;
+    bytes[directories + 36..directories + 40].copy_from_slice(&certificates.to_le_bytes());
+    bytes.extend(text.as_bytes());
+    // More than a cluster behind it.
+    bytes.resize(9000, b'x');
+    bytes
+}
+
+/// A copy of an image whose loader names its root by id, with what was said of it.
+fn copy_with_loader(folder: &Path, certificates: u32) -> (PathBuf, String) {
+    let tree = tree(folder);
+    let source = image(folder, "ext4", &tree, &gpt("ext4"));
+    let (loader, esp) = (folder.join("loader"), folder.join("made1"));
+    let text = format!("search.fs_uuid {ROOT} root ");
+    fs::write(&loader, program(&text, certificates)).unwrap();
+    let (loader, at) = (loader.to_str().unwrap(), esp.to_str().unwrap());
+    run("mcopy", &["-i", at, loader, "::EFI/debian/GRUBX64.EFI"]);
+    put_partition(&source, 1, &esp);
+    let target = folder.join("copy.raw");
+    let mut bench = bench(&source, std::slice::from_ref(&target));
+    let said = copy(&mut bench, &target, "pc-1").unwrap().join("\n");
+    (target, said)
+}
+
+fn loader_of(copy: &Path) -> Vec<u8> {
+    Files::of(&partition(copy, 1)).bytes("/EFI/debian/grubx64.efi")
+}
+
+#[test]
+fn a_loader_without_signature_names_the_new_id_and_nothing_else_of_it_changes() {
+    if !is_root() {
+        return;
+    }
+    let folder = folder();
+    let (target, said) = copy_with_loader(folder.path(), 0);
+    assert!(said.contains("/EFI/debian/GRUBX64.EFI"), "{said}");
+    let id = blkid(&partition(&target, 3));
+    assert_ne!(id, ROOT);
+    let expected = program(&format!("search.fs_uuid {id} root "), 0);
+    assert!(loader_of(&target) == expected);
+    run("fsck.fat", &["-n", partition(&target, 1).to_str().unwrap()]);
+}
+
+#[test]
+fn an_id_that_a_signed_loader_has_built_in_stays() {
+    if !is_root() {
+        return;
+    }
+    let folder = folder();
+    let (target, said) = copy_with_loader(folder.path(), 1480);
+    assert!(
+        said.contains("keeps its id: a signed boot loader"),
+        "{said}"
+    );
+    assert_eq!(blkid(&partition(&target, 3)), ROOT);
+    let expected = program(&format!("search.fs_uuid {ROOT} root "), 1480);
+    assert!(loader_of(&target) == expected);
 }

@@ -29,6 +29,7 @@ use crate::restore::restore;
 mod copies;
 mod ends;
 mod kept;
+mod logical;
 
 const MIB: u64 = 1 << 20;
 
