@@ -130,6 +130,7 @@ impl<'a> Restore<'a> {
         let missing = self.missing(&targets, &known, pieces)?;
         let written: u64 = missing.iter().map(Piece::data_bytes).sum();
         let held = self.write(&targets, &missing)?;
+        log::info!("fetched {written} bytes of data");
         self.write_held(&targets, &held)?;
         self.verify(&targets, all, &held)?;
 
