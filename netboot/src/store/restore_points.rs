@@ -245,9 +245,16 @@ pub(crate) struct ListReader {
 }
 
 impl ListReader {
-    /// Its length in bytes.
+    /// How many bytes it will give.
     pub(crate) const fn len(&self) -> u64 {
-        self.len
+        self.len - self.at
+    }
+
+    /// Only `len` bytes from byte `offset`; what is past the end is left out.
+    pub(crate) fn part(self, offset: u64, len: u64) -> Self {
+        let at = offset.min(self.len);
+        let len = at.saturating_add(len).min(self.len);
+        Self { at, len, ..self }
     }
 }
 
