@@ -248,6 +248,10 @@ impl Server {
         let request = format!("{method} {path}");
         let is_whole = self.insist(&request, || {
             let mut answer = self.once(&request, method, path, kind, body)?;
+            // Room for all of it at once, but for no more than is wanted, whatever the server says.
+            let len = answer.body().content_length().unwrap_or(0).min(limit);
+            into.clear();
+            into.reserve_exact(usize::try_from(len).unwrap_or(0).saturating_add(1));
             read_all(answer.body_mut().as_reader(), limit, into)
                 .map_err(|error| self.unreachable(&request, &error))
         })?;

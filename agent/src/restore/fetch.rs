@@ -111,6 +111,7 @@ impl<'a> Fetcher<'a> {
             }
             Err(error) => return Err(Fault::server("fetching chunks")(error)),
         }
+        answer.clear();
         self.answer = answer;
         for (from, to) in copies {
             loaded.copy(from, to);

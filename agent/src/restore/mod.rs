@@ -397,9 +397,10 @@ impl<'a> Restore<'a> {
                 disks.join(" and ")
             ),
             format!(
-                "Wrote {} in {seconds:.1} s ({}/s); {} crossed the network.",
-                HumanBytes(bytes),
+                "{} of data in {seconds:.1} s ({}/s); {} of it fetched, {} crossed the network.",
+                HumanBytes(restored),
                 HumanBytes(rate as u64),
+                HumanBytes(bytes),
                 HumanBytes(tracker.network_bytes())
             ),
         ];

@@ -18,7 +18,7 @@ use crate::job::Engine;
 use crate::job::error::Fault;
 
 /// Batches in memory: those that are worked on, and those that wait for their turn to be written.
-pub(super) const WINDOW: usize = 24;
+pub(super) const WINDOW: usize = 18;
 /// Requests and reads in flight: with 16 a restore was 2.7 to 5 times faster than with one; 8 to 16 fill a link.
 const FETCHERS: usize = 12;
 /// Writes in flight.
