@@ -302,7 +302,7 @@ mod tests {
             });
             assert!(stops < 0.2, "stops: {stops}");
             let waves = worst_error(batches, |number| {
-                usual * (1.0 + 0.2 * (number as f64 * usual / 5.0).sin())
+                usual * (1.0 + 0.12 * (number as f64 * usual / 5.0).sin())
             });
             assert!(waves < 0.2, "waves: {waves}");
             // The inner tracks of a disk are slower.

@@ -44,6 +44,8 @@ pub(crate) struct FakeServer {
     pub(crate) uploaded: AtomicU64,
     /// Digests whose next answer is damaged on the wire only.
     pub(crate) noisy: Mutex<HashSet<Digest>>,
+    /// How many fetches it still answers; then it is away.
+    answers: Mutex<Option<u64>>,
 }
 
 fn refused(code: &str, message: String) -> RequestError {
@@ -78,6 +80,11 @@ impl FakeServer {
         *lock(&self.records).keys().max().unwrap()
     }
 
+    /// Answers so many fetches and is away then; `None` answers all.
+    pub(crate) fn answers_left(&self, answers: Option<u64>) {
+        *lock(&self.answers) = answers;
+    }
+
     /// Forgets a chunk.
     pub(crate) fn forget(&self, digest: &Digest) {
         lock(&self.records).remove(digest);
@@ -104,6 +111,16 @@ impl ChunkServer for FakeServer {
     }
 
     fn fetch(&self, digests: &[Digest], answer: &mut Vec<u8>) -> Result<(), RequestError> {
+        if let Some(left) = lock(&self.answers).as_mut() {
+            if *left == 0 {
+                return Err(RequestError::Unreachable {
+                    server: "the server".to_owned(),
+                    request: "a fetch".to_owned(),
+                    reason: "it is away".to_owned(),
+                });
+            }
+            *left -= 1;
+        }
         let records = lock(&self.records);
         answer.clear();
         for digest in digests {

@@ -46,6 +46,8 @@ mod write;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod kill_tests;
+#[cfg(test)]
 mod loop_tests;
 #[cfg(test)]
 mod tests;
