@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backup::filesystem::{ReadAt, ReadError};
 use backup::{ByteRange, SectorSize};
@@ -128,6 +129,9 @@ pub(crate) struct Device {
     /// Boundaries that accesses must keep: the sector size for a block device.
     align: u64,
     is_block: bool,
+    /// Held while bytes are patched that share a page or sector with others: two threads may write what is next
+    /// to each other.
+    patching: Mutex<()>,
 }
 
 impl Device {
@@ -180,6 +184,7 @@ impl Device {
                 sector,
                 align,
                 is_block,
+                patching: Mutex::default(),
             });
         }
         let size = file.metadata().map_err(refuse)?.len();
@@ -196,6 +201,7 @@ impl Device {
             sector: SectorSize::S512,
             align,
             is_block,
+            patching: Mutex::default(),
         })
     }
 
@@ -240,6 +246,10 @@ impl Device {
     /// The descriptor, for requests about partitions.
     pub(crate) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    fn patching(&self) -> MutexGuard<'_, ()> {
+        self.patching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The whole sectors around a range, cut at the end of the disk.
@@ -307,6 +317,7 @@ impl BlockDevice for Device {
         if whole && self.is_aligned(around, bytes.as_ptr()) {
             return self.file.write_all_at(bytes, offset);
         }
+        let _patching = (!whole).then(|| self.patching());
         let mut bounce = AlignedBuffer::new(around.len() as usize);
         if !whole {
             self.file
@@ -329,6 +340,9 @@ impl BlockDevice for Device {
         } else if self.is_block {
             Err(io::Error::from(io::ErrorKind::Unsupported))
         } else {
+            let on_pages =
+                range.start().is_multiple_of(self.align) && range.len().is_multiple_of(self.align);
+            let _patching = (!on_pages).then(|| self.patching());
             punch(&self.file, range)
         };
         match by_kernel {

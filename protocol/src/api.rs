@@ -118,6 +118,19 @@ pub fn restore_point_list(id: &RestorePointId, digest: &Digest) -> String {
     format!("/api/v1/restore-points/{id}/chunk-lists/{digest}")
 }
 
+/// GET `len` bytes of an encoded chunk list of a restore point, from byte `offset`; what is past its end is left
+/// out.
+#[must_use]
+pub fn restore_point_list_part(
+    id: &RestorePointId,
+    digest: &Digest,
+    offset: u64,
+    len: u64,
+) -> String {
+    let list = restore_point_list(id, digest);
+    format!("{list}?offset={offset}&len={len}")
+}
+
 /// POST, without a body: take a job back.
 #[must_use]
 pub fn cancel_job(job: &str) -> String {

@@ -17,7 +17,7 @@ pub enum Stage {
     Reading,
     /// Having the server check and publish the restore point.
     Publishing,
-    /// Hashing what is on the target already.
+    /// Hashing what is on the target already; what differs is fetched, checked and written.
     Comparing,
     /// Fetching, checking and writing chunks.
     Writing,
@@ -41,7 +41,7 @@ impl Stage {
             Self::Planning => "planning",
             Self::Reading => "reading and sending",
             Self::Publishing => "publishing",
-            Self::Comparing => "comparing",
+            Self::Comparing => "comparing, and fetching what differs",
             Self::Writing => "fetching and writing",
             Self::Verifying => "verifying",
             Self::Growing => "growing file systems",
@@ -121,12 +121,18 @@ pub struct Meter {
     done: u64,
     network_bytes: u64,
     window: VecDeque<(Duration, u64)>,
+    /// Samples of the whole stage, ever farther apart.
+    history: Vec<(Duration, u64)>,
+    /// How far apart the samples of the history are now.
+    every: Duration,
 }
 
 /// How much of the recent past the rate is of.
 const WINDOW: Duration = Duration::from_secs(10);
 /// How far apart samples are kept: bounds the window's memory.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+/// How many samples of the whole stage are kept; with one more, every second one goes.
+const HISTORY: usize = 128;
 
 impl Meter {
     /// A meter for `total` bytes that begins at `now` (any monotonic clock).
@@ -138,6 +144,8 @@ impl Meter {
             done: 0,
             network_bytes: 0,
             window: VecDeque::from([(now, 0)]),
+            history: vec![(now, 0)],
+            every: SAMPLE_EVERY,
         }
     }
 
@@ -147,6 +155,21 @@ impl Meter {
         let newest = self.window.back().map_or(Duration::ZERO, |sample| sample.0);
         if now.saturating_sub(newest) >= SAMPLE_EVERY {
             self.window.push_back((now, self.done));
+        }
+        let newest = self
+            .history
+            .last()
+            .map_or(Duration::ZERO, |sample| sample.0);
+        if now.saturating_sub(newest) >= self.every {
+            self.history.push((now, self.done));
+            if self.history.len() > HISTORY {
+                let mut number = 0;
+                self.history.retain(|_| {
+                    number += 1;
+                    number % 2 == 1
+                });
+                self.every *= 2;
+            }
         }
         while self.window.len() > 2
             && self
@@ -163,21 +186,37 @@ impl Meter {
         self.network_bytes = self.network_bytes.saturating_add(bytes);
     }
 
+    fn rate_since(&self, (since, before): (Duration, u64), now: Duration) -> f64 {
+        let elapsed = now.saturating_sub(since).as_secs_f64();
+        if elapsed > 0.0 {
+            self.done.saturating_sub(before) as f64 / elapsed
+        } else {
+            0.0
+        }
+    }
+
+    /// Bytes per second over the later half of the stage, and over at least the window: what the rest will be
+    /// like. The last seconds alone jump about, and the beginning of a long stage says little of its end.
+    fn usual_rate(&self, now: Duration) -> f64 {
+        let begin = self.history.first().map_or(now, |sample| sample.0);
+        let span = (now.saturating_sub(begin) / 2).max(WINDOW);
+        let since = now.saturating_sub(span);
+        let first = self.history.partition_point(|sample| sample.0 <= since);
+        let sample = self.history.get(first.saturating_sub(1));
+        self.rate_since(sample.copied().unwrap_or((begin, 0)), now)
+    }
+
     /// Where it stands at `now`.
     #[must_use]
     pub fn progress(&self, now: Duration) -> Progress {
-        let (since, before) = self.window.front().copied().unwrap_or((now, self.done));
-        let elapsed = now.saturating_sub(since).as_secs_f64();
-        let rate = if elapsed > 0.0 {
-            (self.done.saturating_sub(before) as f64 / elapsed) as u64
-        } else {
-            0
-        };
+        let oldest = self.window.front().copied().unwrap_or((now, self.done));
+        let rate = self.rate_since(oldest, now) as u64;
         let left = self.total.saturating_sub(self.done);
-        let seconds_left = match (left, rate) {
-            (0, _) => Some(0),
-            (_, 0) => None,
-            (left, rate) => Some(left.div_ceil(rate)),
+        let usual = self.usual_rate(now);
+        let seconds_left = if left == 0 {
+            Some(0)
+        } else {
+            (usual > 0.0).then(|| (left as f64 / usual).ceil() as u64)
         };
         Progress {
             stage: self.stage,
@@ -216,6 +255,76 @@ mod tests {
             meter.advance(10, Duration::from_secs(second));
         }
         assert!(meter.progress(Duration::from_secs(60)).rate <= 11);
+    }
+
+    /// How wrong the time left was at worst after the first tenth, as a share of what was left. `batch_seconds`
+    /// says how long the batch of a number takes.
+    fn worst_error(batches: u64, batch_seconds: impl Fn(u64) -> f64) -> f64 {
+        const BATCH: u64 = 2 << 20;
+        let mut ends = vec![0.0];
+        for number in 0..batches {
+            ends.push(ends[number as usize] + batch_seconds(number));
+        }
+        let end = ends[batches as usize];
+        let mut meter = Meter::new(Stage::Writing, batches * BATCH, Duration::ZERO);
+        let mut worst: f64 = 0.0;
+        for number in 1..batches {
+            let at = ends[number as usize];
+            meter.advance(BATCH, Duration::from_secs_f64(at));
+            if number * 10 < batches {
+                continue;
+            }
+            let said = meter
+                .progress(Duration::from_secs_f64(at))
+                .seconds_left
+                .unwrap() as f64;
+            // It is told in whole seconds.
+            let wrong = ((said - (end - at)).abs() - 1.0).max(0.0);
+            worst = worst.max(wrong / (end - at));
+        }
+        worst
+    }
+
+    #[test]
+    fn after_the_first_tenth_the_time_left_is_not_wrong_by_more_than_a_fifth() {
+        // A small generator, so that each run is the same: numbers from 0 to 1.
+        let random = |number: u64| {
+            let mixed = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            (mixed >> 40) as f64 / (1u64 << 24) as f64
+        };
+        for (batches, usual) in [(500, 0.02), (500, 0.12), (20_000, 0.018), (20_000, 0.3)] {
+            let steady = worst_error(batches, |_| usual);
+            assert!(steady < 0.02, "steady: {steady}");
+            let noisy = worst_error(batches, |number| usual * (0.2 + 1.6 * random(number)));
+            assert!(noisy < 0.2, "noisy: {noisy}");
+            // Stops of half a second now and then, as by a disk that writes its cache away.
+            let stops = worst_error(batches, |number| {
+                let stops = usual >= 0.1 && random(number / 40) > 0.8 && number % 40 == 0;
+                usual * (0.5 + random(number)) + if stops { 0.5 } else { 0.0 }
+            });
+            assert!(stops < 0.2, "stops: {stops}");
+            let waves = worst_error(batches, |number| {
+                usual * (1.0 + 0.12 * (number as f64 * usual / 5.0).sin())
+            });
+            assert!(waves < 0.2, "waves: {waves}");
+            // The inner tracks of a disk are slower.
+            let slower = worst_error(batches, |number| {
+                usual * (1.0 + 0.25 * number as f64 / batches as f64)
+            });
+            assert!(slower < 0.2, "slower: {slower}");
+        }
+    }
+
+    #[test]
+    fn the_history_of_a_long_stage_stays_short() {
+        let mut meter = Meter::new(Stage::Writing, u64::MAX, Duration::ZERO);
+        for second in 1..100_000 {
+            meter.advance(10, Duration::from_secs(second));
+            assert!(meter.history.len() <= HISTORY);
+        }
+        let progress = meter.progress(Duration::from_secs(100_000));
+        assert!((8..=10).contains(&progress.rate), "{}", progress.rate);
     }
 
     #[test]

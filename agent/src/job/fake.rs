@@ -45,6 +45,8 @@ pub(crate) struct FakeServer {
     boot_files: Mutex<HashMap<String, Vec<u8>>>,
     /// Digests whose next answer is damaged on the wire only.
     pub(crate) noisy: Mutex<HashSet<Digest>>,
+    /// How many fetches it still answers; then it is away.
+    answers: Mutex<Option<u64>>,
 }
 
 fn refused(code: &str, message: String) -> RequestError {
@@ -84,6 +86,11 @@ impl FakeServer {
         lock(&self.boot_files).insert(name.to_owned(), bytes.to_vec());
     }
 
+    /// Answers so many fetches and is away then; `None` answers all.
+    pub(crate) fn answers_left(&self, answers: Option<u64>) {
+        *lock(&self.answers) = answers;
+    }
+
     /// Forgets a chunk.
     pub(crate) fn forget(&self, digest: &Digest) {
         lock(&self.records).remove(digest);
@@ -103,16 +110,25 @@ impl ChunkServer for FakeServer {
         &self,
         _: &RestorePointId,
         digest: &Digest,
-        limit: u64,
+        part: ByteRange,
     ) -> Result<Vec<u8>, RequestError> {
-        let list = lock(&self.lists)[digest].clone();
-        assert!(list.len() as u64 <= limit);
-        Ok(list)
+        let lists = lock(&self.lists);
+        Ok(lists[digest][part.start() as usize..part.end() as usize].to_vec())
     }
 
-    fn fetch(&self, digests: &[Digest]) -> Result<Vec<u8>, RequestError> {
+    fn fetch(&self, digests: &[Digest], answer: &mut Vec<u8>) -> Result<(), RequestError> {
+        if let Some(left) = lock(&self.answers).as_mut() {
+            if *left == 0 {
+                return Err(RequestError::Unreachable {
+                    server: "the server".to_owned(),
+                    request: "a fetch".to_owned(),
+                    reason: "it is away".to_owned(),
+                });
+            }
+            *left -= 1;
+        }
         let records = lock(&self.records);
-        let mut answer = Vec::new();
+        answer.clear();
         for digest in digests {
             let missing = || refused("missing-chunk", format!("chunk {digest} is not stored"));
             let record = records.get(digest).ok_or_else(missing)?;
@@ -121,7 +137,7 @@ impl ChunkServer for FakeServer {
                 *answer.last_mut().unwrap() ^= 1;
             }
         }
-        Ok(answer)
+        Ok(())
     }
 
     fn missing(&self, digests: &[Digest]) -> Result<Vec<bool>, RequestError> {

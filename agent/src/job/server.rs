@@ -4,7 +4,7 @@
 
 use backup::chunk::{MAX_STORED_LEN, RecordHeader};
 use backup::manifest::RestorePointId;
-use backup::{Digest, chunk};
+use backup::{ByteRange, Digest, chunk};
 use protocol::api::{self, FinishList};
 use protocol::job::Job;
 use protocol::unlock::VolumeKey;
@@ -21,15 +21,16 @@ const KEYS_LIMIT: u64 = 512 << 10;
 pub(crate) trait ChunkServer: Sync {
     /// The manifest of a restore point, as JSON.
     fn manifest(&self, id: &RestorePointId) -> Result<Vec<u8>, RequestError>;
-    /// An encoded chunk list of a restore point, of at most `limit` bytes.
+    /// A part of an encoded chunk list of a restore point.
     fn chunk_list(
         &self,
         id: &RestorePointId,
         digest: &Digest,
-        limit: u64,
+        part: ByteRange,
     ) -> Result<Vec<u8>, RequestError>;
-    /// The records of chunks, in the order asked for; at most [`api::MAX_DIGESTS`].
-    fn fetch(&self, digests: &[Digest]) -> Result<Vec<u8>, RequestError>;
+    /// The records of chunks, in the order asked for, in place of what is in `records`; at most
+    /// [`api::MAX_DIGESTS`].
+    fn fetch(&self, digests: &[Digest], records: &mut Vec<u8>) -> Result<(), RequestError>;
     /// For each digest whether the server lacks it; at most [`api::MAX_DIGESTS`].
     fn missing(&self, digests: &[Digest]) -> Result<Vec<bool>, RequestError>;
     /// Sends records, at most [`api::MAX_UPLOAD`] bytes.
@@ -101,17 +102,17 @@ impl ChunkServer for HttpChunkServer<'_> {
         &self,
         id: &RestorePointId,
         digest: &Digest,
-        limit: u64,
+        part: ByteRange,
     ) -> Result<Vec<u8>, RequestError> {
-        self.server
-            .get_bytes(&api::restore_point_list(id, digest), limit)
+        let path = api::restore_point_list_part(id, digest, part.start(), part.len());
+        self.server.get_bytes(&path, part.len())
     }
 
-    fn fetch(&self, digests: &[Digest]) -> Result<Vec<u8>, RequestError> {
+    fn fetch(&self, digests: &[Digest], records: &mut Vec<u8>) -> Result<(), RequestError> {
         let record = u64::from(MAX_STORED_LEN) + RecordHeader::LEN as u64;
         let limit = digests.len() as u64 * record;
         self.server
-            .post_bytes(api::FETCH_CHUNKS, &digest_bytes(digests), limit)
+            .post_for(api::FETCH_CHUNKS, &digest_bytes(digests), limit, records)
     }
 
     fn missing(&self, digests: &[Digest]) -> Result<Vec<bool>, RequestError> {

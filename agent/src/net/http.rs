@@ -201,6 +201,21 @@ impl Server {
         self.exchange(&Method::POST, path, OCTETS, body, limit)
     }
 
+    /// POST of bytes; at most `limit` bytes of answer take the place of what is in `answer`, whose memory is
+    /// used again.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub(crate) fn post_for(
+        &self,
+        path: &str,
+        body: &[u8],
+        limit: u64,
+        answer: &mut Vec<u8>,
+    ) -> Result<(), RequestError> {
+        self.exchange_into((&Method::POST, path, OCTETS), body, limit, answer)
+    }
+
     /// PUT of bytes; the answer's body is not wanted.
     ///
     /// # Errors
@@ -218,13 +233,32 @@ impl Server {
         body: &[u8],
         limit: u64,
     ) -> Result<Vec<u8>, RequestError> {
+        let mut answer = Vec::new();
+        self.exchange_into((method, path, kind), body, limit, &mut answer)?;
+        Ok(answer)
+    }
+
+    fn exchange_into(
+        &self,
+        (method, path, kind): (&Method, &str, &str),
+        body: &[u8],
+        limit: u64,
+        into: &mut Vec<u8>,
+    ) -> Result<(), RequestError> {
         let request = format!("{method} {path}");
-        let answer = self.insist(&request, || {
+        let is_whole = self.insist(&request, || {
             let mut answer = self.once(&request, method, path, kind, body)?;
-            read_all(answer.body_mut().as_reader(), limit)
+            // Room for all of it at once, but for no more than is wanted, whatever the server says.
+            let len = answer.body().content_length().unwrap_or(0).min(limit);
+            into.clear();
+            into.reserve_exact(usize::try_from(len).unwrap_or(0).saturating_add(1));
+            read_all(answer.body_mut().as_reader(), limit, into)
                 .map_err(|error| self.unreachable(&request, &error))
         })?;
-        answer.ok_or_else(|| RequestError::Answer {
+        if is_whole {
+            return Ok(());
+        }
+        Err(RequestError::Answer {
             reason: format!("it is longer than {limit} bytes"),
             request,
         })
@@ -285,11 +319,12 @@ impl Server {
                 Err(self.unreachable(request, &format!("HTTP status {status}")))
             }
             _ => {
-                let body = read_all(answer.body_mut().as_reader(), 64 * 1024);
-                let error = body
-                    .ok()
+                let mut body = Vec::new();
+                let read = read_all(answer.body_mut().as_reader(), 64 * 1024, &mut body);
+                let error = read
+                    .is_ok_and(|is_whole| is_whole)
+                    .then(|| serde_json::from_slice(&body).ok())
                     .flatten()
-                    .and_then(|bytes| serde_json::from_slice(&bytes).ok())
                     .unwrap_or_else(|| ApiError {
                         code: "unknown".to_owned(),
                         message: "it gave no reason".to_owned(),
@@ -386,13 +421,11 @@ impl Server {
 
 const OCTETS: &str = "application/octet-stream";
 
-/// Everything up to `limit` bytes, `None` when there is more.
-fn read_all(reader: impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    reader
-        .take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= limit).then_some(bytes))
+/// Everything up to `limit` bytes, in place of what is in `bytes`; false when there is more.
+fn read_all(reader: impl Read, limit: u64, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    bytes.clear();
+    reader.take(limit.saturating_add(1)).read_to_end(bytes)?;
+    Ok(bytes.len() as u64 <= limit)
 }
 
 fn from_json<T: DeserializeOwned>(request: &str, bytes: &[u8]) -> Result<T, RequestError> {

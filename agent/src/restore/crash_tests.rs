@@ -24,14 +24,14 @@ const SIZE: u64 = 16 << 20;
 
 /// A disk that keeps apart what was written and what is on the medium.
 #[derive(Clone)]
-struct Medium {
-    live: Vec<u8>,
-    durable: Vec<u8>,
+pub(super) struct Medium {
+    pub(super) live: Vec<u8>,
+    pub(super) durable: Vec<u8>,
     /// Written since the last flush.
     pending: Vec<(usize, Vec<u8>)>,
-    operations: u64,
+    pub(super) operations: u64,
     /// The operation that does not happen any more.
-    cut_at: u64,
+    pub(super) cut_at: u64,
     /// A sector that cannot be written.
     bad: Option<u64>,
     /// A sector that says it was written and was not.
@@ -39,7 +39,7 @@ struct Medium {
 }
 
 impl Medium {
-    fn new(bytes: Vec<u8>) -> Self {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
         Self {
             live: bytes.clone(),
             durable: bytes,
@@ -60,7 +60,7 @@ impl Medium {
     }
 
     /// What is found after the cut: of what was not flushed, each sector is there or not.
-    fn after_cut(&self, seed: u64) -> Self {
+    pub(super) fn after_cut(&self, seed: u64) -> Self {
         let mut bytes = self.durable.clone();
         let mut coin = 0;
         let sectors = self
@@ -82,7 +82,7 @@ impl Medium {
         Self::new(bytes)
     }
 
-    fn starts(&self) -> bool {
+    pub(super) fn starts(&self) -> bool {
         self.durable[510..512] == [0x55, 0xaa]
     }
 }
@@ -170,36 +170,55 @@ impl Platform for CrashMachine {
 }
 
 /// A captured disk: BIOS boot partition and ext4, with enough chunks for several batches.
-fn server() -> &'static FakeServer {
+pub(super) fn server() -> &'static FakeServer {
     static SERVER: OnceLock<FakeServer> = OnceLock::new();
-    SERVER.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("source");
-        fs::write(&image, vec![0; SIZE as usize]).unwrap();
-        let path = image.to_str().unwrap();
-        let table = "label: gpt\\nfirst-lba: 34\\nstart=34, size=2014, type=21686148-6449-6E6F-744E-656564454649\\nstart=2048, type=linux";
-        run("sh", &["-c", &format!("printf '{table}\\n' | sfdisk -q {path}")]);
-        let tree = folder.path().join("tree");
-        fs::create_dir(&tree).unwrap();
-        for number in 0..8u64 {
-            fs::write(tree.join(number.to_string()), noise(number + 1, 1_300_000)).unwrap();
-        }
-        let tree = tree.to_str().unwrap();
-        run("mke2fs", &["-q", "-t", "ext4", "-d", tree, "-E", "offset=1048576", path, "14M"]);
-        let mut bytes = fs::read(&image).unwrap();
-        bytes[..440].copy_from_slice(&noise(70, 440));
-        // The BIOS boot partition, also where the marker will be.
-        bytes[34 * 512..1 << 20].copy_from_slice(&noise(71, (1 << 20) - 34 * 512));
-        fs::write(&image, bytes).unwrap();
-        let bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", SIZE)]);
-        capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
-        bench.server
-    })
+    SERVER.get_or_init(captured)
+}
+
+/// The same in a server of one's own.
+pub(super) fn captured() -> FakeServer {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("source");
+    fs::write(&image, vec![0; SIZE as usize]).unwrap();
+    let path = image.to_str().unwrap();
+    let table = "label: gpt\\nfirst-lba: 34\\nstart=34, size=2014, type=21686148-6449-6E6F-744E-656564454649\\nstart=2048, type=linux";
+    run(
+        "sh",
+        &["-c", &format!("printf '{table}\\n' | sfdisk -q {path}")],
+    );
+    let tree = folder.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    for number in 0..8u64 {
+        fs::write(tree.join(number.to_string()), noise(number + 1, 1_300_000)).unwrap();
+    }
+    let tree = tree.to_str().unwrap();
+    run(
+        "mke2fs",
+        &[
+            "-q",
+            "-t",
+            "ext4",
+            "-d",
+            tree,
+            "-E",
+            "offset=1048576",
+            path,
+            "14M",
+        ],
+    );
+    let mut bytes = fs::read(&image).unwrap();
+    bytes[..440].copy_from_slice(&noise(70, 440));
+    // The BIOS boot partition, also where the marker will be.
+    bytes[34 * 512..1 << 20].copy_from_slice(&noise(71, (1 << 20) - 34 * 512));
+    fs::write(&image, bytes).unwrap();
+    let bench = Bench::new(ImageMachine::new(folder.path()), vec![disk("source", SIZE)]);
+    capture(&bench.engine(), &point("rp-1"), Default::default()).unwrap();
+    bench.server
 }
 
 /// A captured disk without a table: a FAT file system from its first sector to its last, with a boot
 /// sector and with data where the marker will be.
-fn server_of_whole_disk() -> &'static FakeServer {
+pub(super) fn server_of_whole_disk() -> &'static FakeServer {
     static SERVER: OnceLock<FakeServer> = OnceLock::new();
     SERVER.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
@@ -218,14 +237,34 @@ fn server_of_whole_disk() -> &'static FakeServer {
     })
 }
 
+/// What a restore that nothing cuts makes of the old disk.
+pub(super) fn whole(server: &FakeServer) -> &'static Medium {
+    static OF_TABLE: OnceLock<Medium> = OnceLock::new();
+    static OF_WHOLE_DISK: OnceLock<Medium> = OnceLock::new();
+    let place = if std::ptr::eq(server, self::server()) {
+        &OF_TABLE
+    } else {
+        &OF_WHOLE_DISK
+    };
+    place.get_or_init(|| {
+        let (whole, _, ended) = restore_to(server, old_disk(), u64::MAX);
+        assert!(ended);
+        whole
+    })
+}
+
 /// Restores to the medium, cut at an operation; returns the medium and how many bytes were fetched.
-fn restore_to(server: &FakeServer, mut medium: Medium, cut_at: u64) -> (Medium, u64, bool) {
+pub(super) fn restore_to(
+    server: &FakeServer,
+    mut medium: Medium,
+    cut_at: u64,
+) -> (Medium, u64, bool) {
     medium.cut_at = cut_at;
     let (medium, fetched, result) = try_restore(server, medium);
     (medium, fetched, result.is_ok())
 }
 
-fn try_restore(
+pub(super) fn try_restore(
     server: &FakeServer,
     medium: Medium,
 ) -> (Medium, u64, Result<Vec<String>, JobError>) {
@@ -242,7 +281,7 @@ fn try_restore(
     (medium, fetched, result)
 }
 
-fn old_disk() -> Medium {
+pub(super) fn old_disk() -> Medium {
     static OLD: OnceLock<Vec<u8>> = OnceLock::new();
     let old = OLD.get_or_init(|| {
         let mut old = noise(40, SIZE as usize);

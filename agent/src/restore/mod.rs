@@ -7,7 +7,8 @@
 //!
 //! Every byte is checked against its digest before it is written. Superblocks, boot sectors and tables
 //! are always read again; reading everything again costs as much time as reading the disk and is off.
-//! Memory: see [`fetch`] and [`mod@write`], and 64 bytes for each piece, which is 1/4096 of the data.
+//! A disk that holds some of the data already, after an interruption or from an earlier time, is compared, and only
+//! what differs is fetched. Memory does not grow with the disk: see [`lists`], [`pipeline`] and [`mod@write`].
 
 use backup::hardware::FirmwareKind;
 use backup::manifest::{Manifest, RestorePointId};
@@ -24,26 +25,33 @@ use crate::job::identity::{self, Renewed};
 use crate::job::platform::Loader;
 use crate::job::{Engine, JobError};
 use commit::Writes;
+use fetch::Fetched;
 use held::{Held, before_commit, contents};
-use lists::fetch_lists;
+use lists::{KEPT, Lists};
+use pipeline::{Pipeline, Purpose};
 use shrink::Tail;
-use work::Piece;
+use sources::{Pieces, Source};
+use work::Batches;
 use write::{Target, Writer};
 
+mod batch;
 mod commit;
 mod compare;
 mod fetch;
 mod held;
 mod lists;
 mod marker;
+mod pipeline;
 mod sectors;
 mod shrink;
-mod volumes;
+mod sources;
 mod work;
 mod write;
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod kill_tests;
 #[cfg(test)]
 mod loop_tests;
 #[cfg(test)]
@@ -74,7 +82,8 @@ struct Restore<'a> {
     manifest: Manifest,
     plan: RestorePlan,
     choices: Choices,
-    pieces: Vec<Piece>,
+    lists: Lists<'a>,
+    sources: Vec<Source>,
     tails: Vec<Tail>,
 }
 
@@ -117,21 +126,24 @@ impl<'a> Restore<'a> {
         if choices.is_copy() {
             identity::check(&manifest)?;
         }
-        let lists = fetch_lists(engine, restore_point, &manifest, &plan)?;
-        let pieces = work::pieces(&plan, &manifest, &lists)?;
+        let (sources, needed) = sources::sources(&plan, &manifest)?;
+        let lists = Lists::fetch(engine, restore_point, &needed, KEPT)?;
+        drop(needed);
+        sources::check_places(&lists, &sources)?;
         let tails = shrink::tails(&plan, &manifest, &lists)?;
         Ok(Self {
             engine,
             manifest,
             plan,
             choices: choices.clone(),
-            pieces,
+            lists,
+            sources,
             tails,
         })
     }
 
-    fn run(mut self, touched: &mut Touched) -> Result<Vec<String>, Fault> {
-        let mut targets = self.open()?;
+    fn run(self, touched: &mut Touched) -> Result<Vec<String>, Fault> {
+        let targets = self.open()?;
         let known = self.read_markers(&targets)?;
         self.engine.check_cancelled()?;
 
@@ -141,21 +153,14 @@ impl<'a> Restore<'a> {
         } else {
             Touched::Begun
         };
-        for ((target, plan), known) in targets.iter_mut().zip(&self.plan.disks).zip(&known) {
+        for ((target, plan), known) in targets.iter().zip(&self.plan.disks).zip(&known) {
             invalidate(target, plan, &self.plan.restore_point, *known)?;
         }
-        let pieces = std::mem::take(&mut self.pieces);
-        // A second list only for those who want everything read again.
-        let all = if self.engine.read_back {
-            pieces.clone()
-        } else {
-            Vec::new()
-        };
-        let missing = self.missing(&targets, &known, pieces)?;
-        let written: u64 = missing.iter().map(Piece::data_bytes).sum();
-        let held = self.write(&targets, &missing)?;
+        let compares = self.compares(&targets, &known)?;
+        let fetched = Fetched::default();
+        let held = self.write(&targets, &compares, &fetched)?;
         self.write_held(&targets, &held)?;
-        self.verify(&targets, all, &held)?;
+        self.verify(&targets, &held)?;
 
         let mut sentences = shrink::shrink(self.engine, &targets, &self.tails)?;
         sentences.extend(sectors::change(self.engine, &targets, &self.plan.disks)?);
@@ -182,7 +187,7 @@ impl<'a> Restore<'a> {
             }
         }
         self.repair_entries(&renewed, &mut sentences)?;
-        Ok(self.summary(written, sentences))
+        Ok(self.summary(&fetched, sentences))
     }
 
     /// What the commit writes to each disk: tables, and what was held back until then.
@@ -259,42 +264,71 @@ impl<'a> Restore<'a> {
         Ok(known)
     }
 
-    /// The pieces that have to be fetched: all, or after an interruption those that differ.
-    fn missing(
-        &self,
-        targets: &[Target],
-        known: &[bool],
-        pieces: Vec<Piece>,
-    ) -> Result<Vec<Piece>, Fault> {
-        if !known.contains(&true) {
-            return Ok(pieces);
+    /// For each disk whether it is compared: after an interruption, and when it holds some of the data.
+    fn compares(&self, targets: &[Target], known: &[bool]) -> Result<Vec<bool>, Fault> {
+        let mut compares = Vec::with_capacity(targets.len());
+        for (disk, (target, known)) in targets.iter().zip(known).enumerate() {
+            let holds_some = *known || {
+                let samples = sources::samples(&self.lists, &self.sources, disk)?;
+                compare::holds_some(target, &samples)
+            };
+            if holds_some && !known {
+                log::info!(
+                    "{}: it holds some of the data; only what differs is fetched",
+                    target.device.name()
+                );
+            }
+            compares.push(holds_some);
         }
-        let total = pieces.iter().map(|piece| piece.range.len()).sum();
-        self.engine.tracker.stage(Stage::Comparing, total);
-        let all = pieces.len();
-        let missing = compare::differing(self.engine, targets, known, pieces)?;
-        let left = missing.len();
-        log::info!("{left} of {all} pieces are still to be written");
-        Ok(missing)
+        Ok(compares)
     }
 
-    /// Fetches, checks and writes; returns what is held back, after a flush.
-    fn write(&self, targets: &[Target], pieces: &[Piece]) -> Result<Vec<Held>, Fault> {
-        let tracker = &self.engine.tracker;
-        tracker.stage(Stage::Writing, pieces.iter().map(Piece::data_bytes).sum());
-        let names: Vec<_> = targets
-            .iter()
-            .map(|target| target.device.name().to_owned())
-            .collect();
-        let batches = work::batches(pieces);
-        let mut writer = Writer::new(targets);
-        fetch::in_order(self.engine, &names, pieces, &batches, |fetched| {
-            writer.batch(&fetched, pieces)?;
-            tracker.advance(pieces[fetched.pieces].iter().map(Piece::data_bytes).sum());
-            Ok(())
-        })?;
-        let held = writer.finish()?;
+    fn batches(&self) -> Batches<'_> {
+        Batches::new(Pieces::new(&self.lists, &self.sources))
+    }
+
+    /// Bytes of all pieces, data and zeros.
+    fn totals(&self) -> (u64, u64) {
+        let regions = self.plan.disks.iter().flat_map(|plan| {
+            let image = self.manifest.disks.get(plan.source as usize);
+            let regions = image.map_or(&[][..], |image| &image.regions);
+            let copies = plan.copies.iter();
+            copies.filter_map(|copy| regions.get(copy.region as usize))
+        });
+        let volumes = self.manifest.logical_volumes.iter();
+        let contents = regions
+            .map(|region| &region.content)
+            .chain(volumes.map(|volume| &volume.content));
+        contents.fold((0, 0), |(data, zeros), content| {
+            (data + content.data_bytes, zeros + content.zero_bytes)
+        })
+    }
+
+    /// Fetches, checks and writes what the disks lack; returns what is held back, after a flush.
+    fn write(
+        &self,
+        targets: &[Target],
+        compares: &[bool],
+        fetched: &Fetched,
+    ) -> Result<Vec<Held>, Fault> {
+        let (data, zeros) = self.totals();
+        if compares.contains(&true) {
+            self.engine.tracker.stage(Stage::Comparing, data + zeros);
+        } else {
+            self.engine.tracker.stage(Stage::Writing, data);
+        }
+        let writer = Writer::new(targets);
+        let pipeline = Pipeline {
+            engine: self.engine,
+            targets,
+            purpose: Purpose::Write { compares },
+            fetched,
+        };
+        pipeline.run(self.batches(), &writer)?;
+        let held = writer.finish();
         targets.iter().try_for_each(flush)?;
+        let (bytes, chunks) = fetched.so_far();
+        log::info!("fetched {bytes} bytes of data in {chunks} chunks");
         Ok(held)
     }
 
@@ -311,11 +345,15 @@ impl<'a> Restore<'a> {
     }
 
     /// Reads again what was held back, and everything when the engine is told to.
-    fn verify(&self, targets: &[Target], pieces: Vec<Piece>, held: &[Held]) -> Result<(), Fault> {
-        let total = pieces.iter().map(|piece| piece.range.len()).sum();
+    fn verify(&self, targets: &[Target], held: &[Held]) -> Result<(), Fault> {
+        let (data, zeros) = self.totals();
         self.engine.tracker.stage(
             Stage::Verifying,
-            if self.engine.read_back { total } else { 0 },
+            if self.engine.read_back {
+                data + zeros
+            } else {
+                0
+            },
         );
         for (part, range) in before_commit(targets, held) {
             let device = targets[part.disk].device.as_ref();
@@ -334,22 +372,13 @@ impl<'a> Restore<'a> {
         if !self.engine.read_back {
             return Ok(());
         }
-        let outside_last = |piece: &Piece| {
-            !targets[piece.disk]
-                .last
-                .iter()
-                .any(|held| held.overlaps(piece.range))
+        let pipeline = Pipeline {
+            engine: self.engine,
+            targets,
+            purpose: Purpose::Verify,
+            fetched: &Fetched::default(),
         };
-        let pieces: Vec<_> = pieces.into_iter().filter(outside_last).collect();
-        let known = vec![true; targets.len()];
-        match compare::differing(self.engine, targets, &known, pieces)?.first() {
-            None => Ok(()),
-            Some(piece) => Err(Fault::ReadBack {
-                device: targets[piece.disk].device.name().to_owned(),
-                what: format!("a piece of {} bytes", piece.range.len()),
-                offset: piece.range.start(),
-            }),
-        }
+        pipeline.run(self.batches(), &Writer::new(targets))
     }
 
     fn finish_volumes(&self, sentences: &mut Vec<String>) -> Result<(), Fault> {
@@ -395,16 +424,18 @@ impl<'a> Restore<'a> {
         Ok(())
     }
 
-    fn summary(&self, written: u64, details: Vec<String>) -> Vec<String> {
+    fn summary(&self, fetched: &Fetched, details: Vec<String>) -> Vec<String> {
         let tracker = &self.engine.tracker;
         let seconds = tracker.seconds();
+        let (restored, _) = self.totals();
+        let (bytes, _) = fetched.so_far();
         let disks: Vec<_> = self
             .plan
             .disks
             .iter()
             .map(|plan| plan.target.describe())
             .collect();
-        let rate = written as f64 / seconds.max(0.001);
+        let rate = restored as f64 / seconds.max(0.001);
         let mut sentences = vec![
             format!(
                 "Restored {} to {}.",
@@ -412,9 +443,10 @@ impl<'a> Restore<'a> {
                 disks.join(" and ")
             ),
             format!(
-                "Wrote {} in {seconds:.1} s ({}/s); {} crossed the network.",
-                HumanBytes(written),
+                "{} of data in {seconds:.1} s ({}/s); {} of it fetched, {} crossed the network.",
+                HumanBytes(restored),
                 HumanBytes(rate as u64),
+                HumanBytes(bytes),
                 HumanBytes(tracker.network_bytes())
             ),
         ];

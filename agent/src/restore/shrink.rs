@@ -7,9 +7,7 @@
 //! Invariant: all of it comes before the commit, so that a restore that ends in between is one that begins
 //! again; nothing is committed unless what is in the partition then says itself that it fits, and has no need of the tail.
 
-use std::collections::HashMap;
-
-use backup::chunk::{ChunkList, Content};
+use backup::chunk::Content;
 use backup::filesystem::detect::detect;
 use backup::filesystem::{Section, survey_volume};
 use backup::manifest::{FileSystemKind, Manifest};
@@ -18,6 +16,7 @@ use backup::units::HumanBytes;
 use backup::{ByteRange, Digest};
 use protocol::progress::Stage;
 
+use super::lists::Lists;
 use super::work::Piece;
 use super::write::Target;
 use crate::device::{BlockDevice, DiskReader};
@@ -51,7 +50,7 @@ pub(super) struct Tail {
 pub(super) fn tails(
     plan: &RestorePlan,
     manifest: &Manifest,
-    lists: &HashMap<Digest, ChunkList>,
+    lists: &Lists<'_>,
 ) -> Result<Vec<Tail>, Fault> {
     let misfit = |what: &str| Fault::Internal(format!("plan and manifest do not fit: {what}"));
     let mut tails = Vec::new();
@@ -64,23 +63,24 @@ pub(super) fn tails(
                 .filter(|copy| is_place_of(disk_plan, shrink, copy.destination))
                 .find_map(|copy| Some((copy, image.regions.get(copy.region as usize)?)));
             let (copy, region) = found.ok_or_else(|| misfit("no region to make smaller"))?;
-            let list = lists.get(&region.content.digest);
-            let list = list.ok_or_else(|| misfit("no chunk list"))?;
-            let front = copy.destination.len();
-            let chunks = list.chunks().iter();
+            let list = &region.content.digest;
+            let (front, size) = (copy.destination.len(), region.range.len());
+            let mut pieces = Vec::new();
+            for block in lists.blocks(list, ByteRange::between(front, size.max(front)))? {
+                let chunks = lists.chunks(list, block)?.into_iter();
+                let behind = chunks.filter(|chunk| chunk.range.end() > front);
+                pieces.extend(behind.map(|chunk| Piece {
+                    disk,
+                    range: chunk.range,
+                    content: chunk.content,
+                }));
+            }
             tails.push(Tail {
                 disk,
                 shrink: shrink.clone(),
                 range: copy.destination,
-                size: region.range.len(),
-                pieces: chunks
-                    .filter(|chunk| chunk.range.end() > front)
-                    .map(|chunk| Piece {
-                        disk,
-                        range: chunk.range,
-                        content: chunk.content,
-                    })
-                    .collect(),
+                size,
+                pieces,
             });
         }
     }
@@ -93,10 +93,11 @@ fn is_place_of(plan: &DiskPlan, shrink: &Shrink, place: ByteRange) -> bool {
     partitions.any(|one| one.number == shrink.partition && one.range == place)
 }
 
-/// Whether a chunk of what goes to a place has no room there, or not as a whole: then it is in a [`Tail`].
-pub(super) fn is_in_tail(plan: &DiskPlan, place: ByteRange, chunk: ByteRange) -> bool {
+/// Whether the volume that goes to a place is made smaller for it: what has no room there as a whole is in a
+/// [`Tail`].
+pub(super) fn is_shrunk(plan: &DiskPlan, place: ByteRange) -> bool {
     let mut shrinks = plan.shrink.iter();
-    chunk.end() > place.len() && shrinks.any(|shrink| is_place_of(plan, shrink, place))
+    shrinks.any(|shrink| is_place_of(plan, shrink, place))
 }
 
 /// Whether everything is there that making these file systems smaller needs; asked before the first write.

@@ -1,25 +1,22 @@
-//! What a restore has to write, as a list in disk order, cut into batches.
+//! What a restore has to write, cut into batches, and what of it is written last.
 //!
-//! Pure: no I/O. Invariant: pieces are in order of disk and offset and never overlap; each stays
-//! within the destination of its region, which the plan keeps within the disk.
+//! Not here: where the pieces come from ([`super::sources`]).
 
-use std::collections::HashMap;
-use std::ops::Range;
+use backup::ByteRange;
+use backup::chunk::Content;
+use backup::plan::DiskPlan;
 
-use backup::chunk::{ChunkList, Content};
-use backup::manifest::Manifest;
-use backup::plan::{DiskPlan, RestorePlan};
-use backup::{ByteRange, Digest};
-
-use super::{shrink, volumes};
+use super::sources::Pieces;
 use crate::job::error::Fault;
 
 /// The most chunks that one request asks for.
-const BATCH_CHUNKS: usize = 64;
+pub(super) const BATCH_CHUNKS: usize = 64;
 /// The most plain bytes of one request.
-pub(crate) const BATCH_BYTES: u64 = 4 << 20;
-/// The most pieces of a batch, so that long runs of zeros stay small too.
+pub(super) const BATCH_BYTES: u64 = 2 << 20;
+/// The most pieces of a batch.
 const BATCH_PIECES: usize = 256;
+/// The most zeros of a batch, if it has more than one piece: reading them takes time.
+const BATCH_ZEROS: u64 = 64 << 20;
 
 /// Something to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,80 +39,119 @@ impl Piece {
     }
 }
 
-/// The pieces of all disks, from the chunk lists by their digests.
-///
-/// # Errors
-/// [`Fault::Internal`] when plan and manifest do not fit together.
-pub(crate) fn pieces(
-    plan: &RestorePlan,
-    manifest: &Manifest,
-    lists: &HashMap<Digest, ChunkList>,
-) -> Result<Vec<Piece>, Fault> {
-    let misfit = |what: &str| Fault::Internal(format!("plan and manifest do not fit: {what}"));
-    let mut pieces = Vec::new();
-    for (disk, disk_plan) in plan.disks.iter().enumerate() {
-        let image = manifest.disks.get(disk_plan.source as usize);
-        let image = image.ok_or_else(|| misfit("no such source disk"))?;
-        for copy in &disk_plan.copies {
-            let region = image.regions.get(copy.region as usize);
-            let region = region.ok_or_else(|| misfit("no such region"))?;
-            let list = lists.get(&region.content.digest);
-            let list = list.ok_or_else(|| misfit("no chunk list"))?;
-            for chunk in list.chunks() {
-                if shrink::is_in_tail(disk_plan, copy.destination, chunk.range) {
-                    continue;
-                }
-                let range = copy
-                    .destination
-                    .start()
-                    .checked_add(chunk.range.start())
-                    .and_then(|start| ByteRange::new(start, chunk.range.len()).ok())
-                    .filter(|range| copy.destination.contains(*range))
-                    .ok_or_else(|| misfit("a chunk leaves its destination"))?;
-                pieces.push(Piece {
-                    disk,
-                    range,
-                    content: chunk.content,
-                });
-            }
-        }
-    }
-    volumes::add_pieces(&mut pieces, plan, manifest, lists)?;
-    pieces.sort_unstable_by_key(|piece| (piece.disk, piece.range.start()));
-    for piece in &pieces {
-        if piece.range.end() > plan.disks[piece.disk].target.size {
-            return Err(misfit("a chunk leaves the disk"));
-        }
-    }
-    let overlap = pieces
-        .windows(2)
-        .any(|pair| pair[0].disk == pair[1].disk && pair[0].range.end() > pair[1].range.start());
-    if overlap {
-        return Err(misfit("two chunks have the same place"));
-    }
-    Ok(pieces)
+/// Pieces of one disk that one request can carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// Counted from 0 in the order of the disks.
+    pub(crate) number: usize,
+    /// At least one, in order.
+    pub(crate) pieces: Vec<Piece>,
 }
 
-/// Cuts a list of pieces into batches that one request can carry.
-pub(crate) fn batches(pieces: &[Piece]) -> Vec<Range<usize>> {
-    let mut batches = Vec::new();
-    let (mut start, mut chunks, mut bytes) = (0, 0, 0);
-    for (index, piece) in pieces.iter().enumerate() {
-        let data = piece.data_bytes();
-        let full = chunks + usize::from(data > 0) > BATCH_CHUNKS
-            || bytes + data > BATCH_BYTES
-            || index - start >= BATCH_PIECES;
-        if full && index > start {
-            batches.push(start..index);
-            (start, chunks, bytes) = (index, 0, 0);
+impl Batch {
+    /// Index of its disk in the plan.
+    pub(crate) fn disk(&self) -> usize {
+        self.pieces.first().map_or(0, |piece| piece.disk)
+    }
+}
+
+/// Cuts pieces, as they come, into batches.
+pub(super) struct Batches<'a> {
+    pieces: Pieces<'a>,
+    /// The first piece of the next batch.
+    ahead: Option<Piece>,
+    number: usize,
+}
+
+impl<'a> Batches<'a> {
+    pub(super) const fn new(pieces: Pieces<'a>) -> Self {
+        Self {
+            pieces,
+            ahead: None,
+            number: 0,
         }
-        chunks += usize::from(data > 0);
-        bytes += data;
+    }
+
+    /// The next one.
+    ///
+    /// # Errors
+    /// See [`Pieces::next`].
+    pub(super) fn next(&mut self) -> Result<Option<Batch>, Fault> {
+        let mut batch = Filling::default();
+        loop {
+            let piece = match self.ahead.take() {
+                Some(piece) => piece,
+                None => match self.pieces.next()? {
+                    Some(piece) => piece,
+                    None => break,
+                },
+            };
+            if let Err(piece) = batch.take(piece) {
+                self.ahead = Some(piece);
+                break;
+            }
+        }
+        let (number, pieces) = (self.number, batch.pieces);
+        if pieces.is_empty() {
+            return Ok(None);
+        }
+        self.number += 1;
+        Ok(Some(Batch { number, pieces }))
+    }
+
+    /// How many there were so far.
+    pub(super) const fn count(&self) -> usize {
+        self.number
+    }
+}
+
+/// Pieces that are there already, as ranges of batches.
+pub(super) fn cut(pieces: &[Piece]) -> Vec<std::ops::Range<usize>> {
+    let mut batches = Vec::new();
+    let (mut start, mut filling) = (0, Filling::default());
+    for (index, piece) in pieces.iter().enumerate() {
+        if let Err(piece) = filling.take(*piece) {
+            batches.push(start..index);
+            (start, filling) = (index, Filling::default());
+            // An empty batch takes any piece.
+            let _ = filling.take(piece);
+        }
     }
     if start < pieces.len() {
         batches.push(start..pieces.len());
     }
     batches
+}
+
+/// A batch that has room.
+#[derive(Debug, Default)]
+struct Filling {
+    pieces: Vec<Piece>,
+    chunks: usize,
+    data: u64,
+    zeros: u64,
+}
+
+impl Filling {
+    /// Takes a piece, or gives it back when it is for the next batch.
+    fn take(&mut self, piece: Piece) -> Result<(), Piece> {
+        let data = piece.data_bytes();
+        let zeros = piece.range.len() - data;
+        let chunks = self.chunks + usize::from(data > 0);
+        let is_full = self.pieces.len() >= BATCH_PIECES
+            || chunks > BATCH_CHUNKS
+            || self.data + data > BATCH_BYTES
+            || self.zeros + zeros > BATCH_ZEROS;
+        let begins = self.pieces.first();
+        if begins.is_some_and(|first| is_full || first.disk != piece.disk) {
+            return Err(piece);
+        }
+        self.chunks = chunks;
+        self.data += data;
+        self.zeros += zeros;
+        self.pieces.push(piece);
+        Ok(())
+    }
 }
 
 /// The parts of a disk that are written after the rest is flushed, in order and merged: what the
@@ -183,33 +219,32 @@ pub(crate) fn without(range: ByteRange, hole: Option<ByteRange>) -> Vec<ByteRang
 mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
+    use backup::Digest;
+
     use super::*;
 
     proptest! {
         #[test]
-        fn batches_cover_every_piece_once_and_keep_the_limits(
-            lens in proptest::collection::vec((1u64..=256 * 1024, any::<bool>()), 0..700),
+        fn a_batch_takes_pieces_while_it_keeps_the_limits(
+            lens in proptest::collection::vec((1u64..=256 * 1024, any::<bool>()), 1..700),
         ) {
             let mut at = 0;
-            let pieces: Vec<_> = lens
-                .into_iter()
-                .map(|(len, data)| {
-                    let range = ByteRange::between(at, at + len);
-                    at += len;
-                    let content = if data { Content::Data(Digest::of(&[])) } else { Content::Zero };
-                    Piece { disk: 0, range, content }
-                })
-                .collect();
-            let mut next = 0;
-            for batch in batches(&pieces) {
-                prop_assert_eq!(batch.start, next);
-                prop_assert!(!batch.is_empty() && batch.len() <= BATCH_PIECES);
-                let data: Vec<_> =
-                    pieces[batch.clone()].iter().map(Piece::data_bytes).filter(|len| *len > 0).collect();
+            let mut filling = Filling::default();
+            for (len, data) in lens {
+                let range = ByteRange::between(at, at + len);
+                at += len;
+                let content = if data { Content::Data(Digest::of(&[])) } else { Content::Zero };
+                let piece = Piece { disk: usize::from(at > 40 << 20), range, content };
+                if let Err(back) = filling.take(piece) {
+                    prop_assert_eq!(back, piece);
+                    filling = Filling::default();
+                    prop_assert_eq!(filling.take(piece), Ok(()), "an empty batch takes any piece");
+                }
+                let pieces = &filling.pieces;
+                let data: Vec<_> = pieces.iter().map(Piece::data_bytes).filter(|len| *len > 0).collect();
+                prop_assert!(pieces.len() <= BATCH_PIECES && pieces.iter().all(|one| one.disk == piece.disk));
                 prop_assert!(data.len() <= BATCH_CHUNKS && data.iter().sum::<u64>() <= BATCH_BYTES);
-                next = batch.end;
             }
-            prop_assert_eq!(next, pieces.len());
         }
 
         #[test]

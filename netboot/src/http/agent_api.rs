@@ -658,10 +658,20 @@ fn published(shared: &AgentApi, id: String) -> Result<RestorePointId, Refusal> {
     }
 }
 
+/// Which part of a chunk list is wanted; without it, all.
+#[derive(Debug, Deserialize)]
+struct ListPart {
+    #[serde(default)]
+    offset: u64,
+    len: Option<u64>,
+}
+
 async fn chunk_list(
     State(shared): Shared,
     PathParts((id, digest)): PathParts<(String, String)>,
+    part: Result<Query<ListPart>, QueryRejection>,
 ) -> Result<Response, Refusal> {
+    let Query(part) = part.map_err(|error| Refusal::bad_request(error.body_text()))?;
     let id = published(&shared, id)?;
     let digest = parse_digest(&digest)?;
     restoring(&shared, Some(id.clone())).await?;
@@ -670,6 +680,7 @@ async fn chunk_list(
     let reader =
         smol::unblock(move || recovery.store.restore_points.chunk_list(&id, &digest)).await?;
     let reader = reader.ok_or_else(|| Refusal::not_found(missing))?;
+    let reader = reader.part(part.offset, part.len.unwrap_or(u64::MAX));
     let permit = shared.answers.acquire_arc().await;
     Ok(streamed(Some(reader.len()), reader, permit))
 }

@@ -229,7 +229,12 @@ impl RestorePoints {
         let directory = self.published_root.join(id.as_str());
         let path = lists::path(&directory, digest);
         match StoredList::open(self.storage.as_ref(), &directory, digest) {
-            Ok(list) => Ok(Some(ListReader { list, path, at: 0 })),
+            Ok(list) => Ok(Some(ListReader {
+                end: list.len(),
+                list,
+                path,
+                at: 0,
+            })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(StoreError::io("cannot read", &path, source)),
         }
@@ -241,18 +246,27 @@ pub(crate) struct ListReader {
     list: StoredList,
     path: PathBuf,
     at: u64,
+    /// The byte after the last that it gives.
+    end: u64,
 }
 
 impl ListReader {
-    /// Its length in bytes.
+    /// How many bytes it will give.
     pub(crate) const fn len(&self) -> u64 {
-        self.list.len()
+        self.end - self.at
+    }
+
+    /// Only `len` bytes from byte `offset`; what is past the end is left out.
+    pub(crate) fn part(self, offset: u64, len: u64) -> Self {
+        let at = offset.min(self.end);
+        let end = at.saturating_add(len).min(self.end);
+        Self { at, end, ..self }
     }
 }
 
 impl Batches for ListReader {
     fn next_batch(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        let wanted = (self.list.len() - self.at).min(BATCH as u64);
+        let wanted = (self.end - self.at).min(BATCH as u64);
         // At most one batch.
         let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
         if bytes.is_empty() {

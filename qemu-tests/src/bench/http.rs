@@ -65,13 +65,13 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<()
             _process: Some(ours.process),
             cpu: ours.cpu,
         },
-        start_nginx(settings, place, &folder, scratch.path())?,
+        nginx(settings, place, &folder, scratch.path())?,
     ];
     let inside = |work: &(dyn Fn() -> anyhow::Result<Measured> + Sync)| {
         place.inside(|| work().map_err(io::Error::other))
     };
     for server in &servers {
-        wait_until_it_serves(place, server)?;
+        wait_until_it_serves(place, server.name, server.address)?;
         inside(&|| measure(server, 1, &content))?;
     }
     for clients in CLIENTS {
@@ -109,12 +109,33 @@ impl Measured {
     }
 }
 
-fn start_nginx(
+fn nginx(
     settings: &Settings,
     place: &Place,
     files: &Path,
     scratch: &Path,
 ) -> anyhow::Result<Server> {
+    let process = start_nginx(settings, place, files, scratch, NGINX)?;
+    Ok(Server {
+        name: "nginx",
+        address: NGINX,
+        path: "/initramfs",
+        cpu: CpuAccount::of(process.id())?,
+        _process: Some(process),
+    })
+}
+
+/// Starts nginx on the files of a folder and waits until it serves.
+///
+/// # Errors
+/// When it is not there or does not serve.
+pub(super) fn start_nginx(
+    settings: &Settings,
+    place: &Place,
+    files: &Path,
+    scratch: &Path,
+    listen: SocketAddrV4,
+) -> anyhow::Result<Process> {
     let home = scratch.join("nginx");
     fs::create_dir_all(&home)?;
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -125,7 +146,7 @@ fn start_nginx(
         "user root;\ndaemon off;\nworker_processes auto;\npid {0}/pid;\nerror_log stderr;\n\
          events {{ worker_connections 1024; }}\n\
          http {{\naccess_log off;\nsendfile on;\ntcp_nopush on;\n{temporary}\
-         server {{ listen {NGINX} backlog=1024; root \"{1}\"; }}\n}}\n",
+         server {{ listen {listen} backlog=1024; root \"{1}\"; }}\n}}\n",
         home.display(),
         files.display(),
     );
@@ -135,24 +156,16 @@ fn start_nginx(
     let arguments = ["-e", "stderr", "-p"].map(Into::into);
     let arguments = [&arguments[..], &[home.into(), "-c".into(), config.into()]].concat();
     let process = program.start(place, &arguments, &scratch.join("nginx.log"))?;
-    Ok(Server {
-        name: "nginx",
-        address: NGINX,
-        path: "/initramfs",
-        cpu: CpuAccount::of(process.id())?,
-        _process: Some(process),
-    })
+    wait_until_it_serves(place, "nginx", listen)?;
+    Ok(process)
 }
 
-fn wait_until_it_serves(place: &Place, server: &Server) -> anyhow::Result<()> {
+fn wait_until_it_serves(place: &Place, name: &str, address: SocketAddrV4) -> anyhow::Result<()> {
     let deadline = Deadline::seconds(20);
-    while let Err(error) = place.inside(|| TcpStream::connect(server.address)) {
+    while let Err(error) = place.inside(|| TcpStream::connect(address)) {
         if deadline.remaining().is_none() {
             let error = anyhow::Error::from(error);
-            bail!(
-                "{} does not serve within {deadline}: {error:#}",
-                server.name
-            );
+            bail!("{name} does not serve within {deadline}: {error:#}");
         }
         thread::sleep(Duration::from_millis(20));
     }

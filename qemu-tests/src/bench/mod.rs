@@ -11,6 +11,7 @@ mod cpu;
 mod dhcp;
 mod http;
 mod peers;
+mod restore;
 mod store;
 mod tftp;
 mod tftp_client;
@@ -41,7 +42,7 @@ impl Bench {
 }
 
 /// Every bench.
-pub(crate) const ALL: [Bench; 5] = [
+pub(crate) const ALL: [Bench; 6] = [
     Bench {
         name: "tftp",
         about: "speed and processor time of TFTP beside tftpd-hpa, atftpd and dnsmasq",
@@ -66,6 +67,11 @@ pub(crate) const ALL: [Bench; 5] = [
         name: "store",
         about: "bytes, time and memory of captures beside restic, borg, casync and partclone",
         run: store::run,
+    },
+    Bench {
+        name: "restore",
+        about: "restores beside the line, an O_DIRECT copy, zstd | dd, partclone, restic and casync",
+        run: restore::run,
     },
 ];
 

@@ -81,6 +81,16 @@ impl Place {
         command
     }
 
+    /// The same for a program that has to see this computer's hardware: `ip netns exec` puts a `/sys` of the
+    /// namespace there, which has none, and so no machine to recognise.
+    pub(crate) fn command_on_this_computer(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={HANDLES}/{}", self.name))
+            .arg(program);
+        command
+    }
+
     /// Runs work in a thread that is in the namespace. Sockets opened there stay in it.
     pub(crate) fn inside<T: Send>(
         &self,

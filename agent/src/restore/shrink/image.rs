@@ -17,7 +17,7 @@ use crate::device::{BlockDevice, io_error};
 use crate::job::Engine;
 use crate::job::error::Fault;
 use crate::restore::fetch;
-use crate::restore::work::{Piece, batches};
+use crate::restore::work::{Piece, cut};
 
 /// The most bytes that are written above the new size.
 const OVERLAY_LIMIT: u64 = 128 << 20;
@@ -56,7 +56,7 @@ impl<'a> Image<'a> {
             device,
             tail,
             names,
-            batches: batches(&tail.pieces),
+            batches: cut(&tail.pieces),
             kept: VecDeque::new(),
             overlay: BTreeMap::new(),
             size: tail.size,
@@ -181,7 +181,8 @@ impl<'a> Image<'a> {
             Some(entry) => entry,
             None => {
                 let range = self.batches.get(number).cloned().unwrap_or_default();
-                let fetched = fetch::batch(self.engine, &self.names, &self.tail.pieces, &range)?;
+                let pieces = self.tail.pieces.get(range).unwrap_or_default();
+                let fetched = fetch::batch(self.engine, &self.names, pieces)?;
                 (number, fetched)
             }
         };

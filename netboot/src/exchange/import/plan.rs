@@ -113,7 +113,6 @@ fn plan_disk(
     let reader = image.reader.as_ref();
     let refused = |error: &dyn std::error::Error| ExchangeError::image(&image.path, chain(error));
     let disk = Disk {
-        partitions: Vec::new(),
         name: image.path.display().to_string(),
         model: None,
         serial: None,

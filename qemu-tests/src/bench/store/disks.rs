@@ -29,13 +29,13 @@ const MONTH: &str = include_str!("month.sh");
 
 /// A file system that holds the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::bench) enum Kind {
     Ext4,
     Ntfs,
 }
 
 impl Kind {
-    pub(super) const fn name(self) -> &'static str {
+    pub(in crate::bench) const fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
             Self::Ntfs => "NTFS",
@@ -63,24 +63,24 @@ impl Kind {
 
 /// A raw disk and where its volumes are.
 #[derive(Debug, Clone)]
-pub(super) struct BenchDisk {
-    pub(super) image: PathBuf,
+pub(in crate::bench) struct BenchDisk {
+    pub(in crate::bench) image: PathBuf,
     /// File system as partclone names it, first byte, length.
-    pub(super) volumes: Vec<(&'static str, u64, u64)>,
+    pub(in crate::bench) volumes: Vec<(&'static str, u64, u64)>,
 }
 
 /// Three disks of one kind.
 #[derive(Debug)]
-pub(super) struct DiskSet {
-    pub(super) first: BenchDisk,
-    pub(super) month_later: BenchDisk,
-    pub(super) second_machine: BenchDisk,
+pub(in crate::bench) struct DiskSet {
+    pub(in crate::bench) first: BenchDisk,
+    pub(in crate::bench) month_later: BenchDisk,
+    pub(in crate::bench) second_machine: BenchDisk,
     /// The data that only the second machine has.
-    pub(super) unique: PathBuf,
+    pub(in crate::bench) unique: PathBuf,
 }
 
 /// The disks of a kind, made now if they are not there.
-pub(super) fn get_or_make(folder: &Path, kind: Kind) -> anyhow::Result<DiskSet> {
+pub(in crate::bench) fn get_or_make(folder: &Path, kind: Kind) -> anyhow::Result<DiskSet> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the bench's disks are filled through loop devices, which needs root"
@@ -286,7 +286,7 @@ fn shell(script: &str, arguments: &[&Path]) -> anyhow::Result<()> {
 }
 
 /// Runs something with a part of an image as a loop device.
-pub(super) fn with_loop<T>(
+pub(in crate::bench) fn with_loop<T>(
     image: &Path,
     first_sector: u64,
     sectors: u64,

@@ -7,7 +7,7 @@
 //! processors it can. Each first capture is timed beside `zstd -3` of the raw disk; what else the computer does
 //! falls on whoever runs, so times are those of the better of two turns.
 
-mod disks;
+pub(super) mod disks;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -217,7 +217,8 @@ fn tool_bound(command: &mut Command) -> Command {
     bound
 }
 
-fn high_water(status: &str) -> Option<u64> {
+/// The most memory a process had, from the kernel's words about it (`VmHWM`, proc(5)).
+pub(super) fn high_water(status: &str) -> Option<u64> {
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))?;
