@@ -24,6 +24,9 @@ const ENTRY: u64 = list_len(1) - HEAD;
 /// Bytes of a block, without the header that the first one has in addition.
 const BLOCK: u64 = 16_384 * ENTRY;
 
+/// Says what is wrong with a chunk, if something is.
+pub(super) type CheckChunk<'a> = dyn Fn(&Chunk) -> Result<(), Fault> + 'a;
+
 /// A list that is needed.
 pub(super) struct Needed<'a> {
     /// What the manifest says of it.
@@ -31,7 +34,7 @@ pub(super) struct Needed<'a> {
     /// Size of the region or volume.
     pub(super) size: u64,
     /// Says what is wrong with a chunk, if something is.
-    pub(super) check: Box<dyn Fn(&Chunk) -> Result<(), Fault> + 'a>,
+    pub(super) check: Box<CheckChunk<'a>>,
 }
 
 /// A part of a list.
