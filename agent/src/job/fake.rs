@@ -71,6 +71,11 @@ impl FakeServer {
         digest
     }
 
+    /// Keeps a list under a digest, its own or not.
+    pub(crate) fn put_list(&self, digest: Digest, list: Vec<u8>) {
+        lock(&self.lists).insert(digest, list);
+    }
+
     /// A list that is whole.
     pub(crate) fn list(&self, digest: &Digest) -> Vec<u8> {
         lock(&self.lists)[digest].clone()

@@ -257,3 +257,106 @@ impl<'a> Lists<'a> {
 fn unusable(digest: Digest) -> impl FnOnce(ChunkError) -> Fault {
     move |source| Fault::ChunkList { digest, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use backup::chunk::{ChunkList, Content};
+
+    use super::*;
+    use crate::job::fake::{Bench, ImageMachine, point};
+
+    const CHUNK: u64 = 8192;
+    const COUNT: u64 = 40_000;
+
+    fn chunk_list() -> (ChunkList, ChunkListRef) {
+        let chunk = |number: u64| Chunk {
+            range: ByteRange::between(number * 2 * CHUNK, (number * 2 + 1) * CHUNK),
+            content: if number.is_multiple_of(5) {
+                Content::Zero
+            } else {
+                Content::Data(Digest::of(&number.to_le_bytes()))
+            },
+        };
+        let chunks = (0..COUNT).map(chunk).collect();
+        let list = ChunkList::new(chunks, 2 * CHUNK * COUNT).unwrap();
+        let content = ChunkListRef {
+            digest: Digest::of(&list.encode()),
+            chunks: COUNT,
+            data_bytes: list.data_bytes(),
+            zero_bytes: list.zero_bytes(),
+        };
+        (list, content)
+    }
+
+    fn needed(content: &ChunkListRef) -> Vec<Needed<'_>> {
+        vec![Needed {
+            content,
+            size: 2 * CHUNK * COUNT,
+            check: Box::new(|_| Ok(())),
+        }]
+    }
+
+    #[test]
+    fn a_list_is_the_same_kept_in_part_or_fetched_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench::new(ImageMachine::new(folder.path()), Vec::new());
+        let (list, content) = chunk_list();
+        bench.server.put_list(content.digest, list.encode());
+        for (kept, times) in [(0, 2), (BLOCK + HEAD, 2), (KEPT, 1)] {
+            let engine = bench.engine();
+            let lists = Lists::fetch(&engine, &point("rp-1"), &needed(&content), kept).unwrap();
+            let all = ByteRange::between(0, 2 * CHUNK * COUNT);
+            let blocks = lists.blocks(&content.digest, all).unwrap();
+            assert_eq!(blocks, 0..3);
+            let chunks: Vec<_> = blocks
+                .flat_map(|block| lists.chunks(&content.digest, block).unwrap())
+                .collect();
+            assert_eq!(chunks, list.chunks());
+            let crossed = engine.tracker.network_bytes();
+            let len = list_len(COUNT);
+            assert!(
+                crossed >= len && crossed <= times * len,
+                "{kept}: {crossed}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_part_is_found_without_the_blocks_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench::new(ImageMachine::new(folder.path()), Vec::new());
+        let (list, content) = chunk_list();
+        bench.server.put_list(content.digest, list.encode());
+        let engine = bench.engine();
+        let lists = Lists::fetch(&engine, &point("rp-1"), &needed(&content), 0).unwrap();
+        let first_of_second = 16_384 * 2 * CHUNK;
+        let part = |start, end| {
+            let part = ByteRange::between(start, end);
+            lists.blocks(&content.digest, part).unwrap()
+        };
+        assert_eq!(part(0, 1), 0..1);
+        assert_eq!(part(first_of_second - 1, first_of_second), 0..1);
+        assert_eq!(part(first_of_second, first_of_second + 1), 1..2);
+        assert_eq!(part(first_of_second - 1, first_of_second + 1), 0..2);
+    }
+
+    #[test]
+    fn a_list_that_changes_on_the_way_is_refused_in_either_pass() {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench::new(ImageMachine::new(folder.path()), Vec::new());
+        let (list, content) = chunk_list();
+        let mut other = list.encode();
+        // In the digest of the last entry: still a list, but another one.
+        *other.last_mut().unwrap() ^= 1;
+        bench.server.put_list(content.digest, other.clone());
+        let engine = bench.engine();
+        let fetch = || Lists::fetch(&engine, &point("rp-1"), &needed(&content), 0);
+        assert!(matches!(fetch(), Err(Fault::OtherAnswer { .. })));
+        bench.server.put_list(content.digest, list.encode());
+        let lists = fetch().unwrap();
+        bench.server.put_list(content.digest, other);
+        assert!(lists.chunks(&content.digest, 0).is_ok());
+        let refused = lists.chunks(&content.digest, 2);
+        assert!(matches!(refused, Err(Fault::OtherAnswer { .. })));
+    }
+}

@@ -14,6 +14,7 @@ mod encrypted;
 mod file_systems;
 mod flipped_bit;
 mod interrupted;
+mod killed_agent;
 mod link_selftest;
 mod local_disk;
 mod machine;
@@ -131,6 +132,18 @@ const STORIES: &[Scenario] = &[
         about: "the server is killed and started again in the middle, and the restore goes on",
         long: false,
         play: interrupted::server_restart,
+    },
+    Scenario {
+        name: "killed-agent",
+        about: "an agent killed at random moments, with its server or without, leaves a disk that another makes whole",
+        long: false,
+        play: killed_agent::play,
+    },
+    Scenario {
+        name: "killed-agent-long",
+        about: "the same at 200 moments",
+        long: true,
+        play: killed_agent::play_long,
     },
     Scenario {
         name: "packet-loss",

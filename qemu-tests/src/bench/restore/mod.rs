@@ -172,7 +172,7 @@ impl<'a> RestoreBench<'a> {
         let row = || Row::new(NAME, "1 Gbit/s: restored in", time, "s");
         let line = self.needed as f64 / 1e6 / LINE_MB;
         report.row(row().beside("the line's time", line))?;
-        for (name, time) in self.peers(&network, |peer| peer.crosses_the_line)? {
+        for (name, time) in self.peers(&network, |peer| peer.waits_for_the_line)? {
             report.row(row().beside(name, time.as_secs_f64()))?;
         }
         Ok(())
