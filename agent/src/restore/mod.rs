@@ -104,7 +104,7 @@ impl<'a> Restore<'a> {
         plan.notes.iter().for_each(|note| log::info!("{note}"));
         engine.platform.check_tools(&plan)?;
         if choices.is_copy() {
-            identity::check(&manifest)?;
+            identity::check(&manifest, &plan)?;
         }
         let lists = fetch_lists(engine, restore_point, &manifest, &plan)?;
         let pieces = work::pieces(&plan, &manifest, &lists)?;
