@@ -124,7 +124,7 @@ impl<'a> Restore<'a> {
         engine.platform.check_tools(&plan)?;
         shrink::check(&plan)?;
         if choices.is_copy() {
-            identity::check(&manifest)?;
+            identity::check(&manifest, &plan)?;
         }
         let (sources, needed) = sources::sources(&plan, &manifest)?;
         let lists = Lists::fetch(engine, restore_point, &needed, KEPT)?;

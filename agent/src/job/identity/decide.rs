@@ -145,7 +145,7 @@ pub(super) fn decide(
         );
     }
     for (disk_plan, device) in plan.disks.iter().zip(devices) {
-        for (index, reason) in built_into_grub(device.as_ref(), disk_plan, volumes)? {
+        for (index, reason) in built_into_grub(device.as_ref(), disk_plan, volumes, systems)? {
             pin(index, reason);
         }
     }
@@ -302,6 +302,7 @@ fn built_into_grub(
     device: &dyn BlockDevice,
     plan: &DiskPlan,
     volumes: &[Volume],
+    systems: &[System],
 ) -> Result<Vec<(usize, String)>, Fault> {
     // The commit writes the first sector; on the disk it is not yet.
     let Some(first) = plan.commit.last() else {
@@ -319,7 +320,10 @@ fn built_into_grub(
             let reason = format!("GRUB's second stage could have it built in, and {why}");
             let mut found = Vec::new();
             for (index, volume) in volumes.iter().enumerate() {
-                if volume.is_linux() && has_grub(volume)? {
+                let is_boot = |system: &System| {
+                    system.volume == index || system.locate("boot/grub").0 == index
+                };
+                if systems.iter().any(is_boot) || volume.is_linux() && has_grub(volume)? {
                     found.push((index, reason.clone()));
                 }
             }

@@ -67,7 +67,7 @@ fn at(path: &str, place: &str) -> String {
 ///
 /// # Errors
 /// The reason why it cannot.
-pub(crate) fn check(manifest: &Manifest) -> Result<(), Fault> {
+pub(crate) fn check(manifest: &Manifest, plan: &RestorePlan) -> Result<(), Fault> {
     let refuse = |reason: String| {
         Fault::NotAsPlanned(format!(
             "the machine cannot get an identity of its own: {reason}; restore with --identity kept"
@@ -97,6 +97,17 @@ pub(crate) fn check(manifest: &Manifest) -> Result<(), Fault> {
     if manifest.system.is_none() && kinds.iter().any(is_sealed) {
         return Err(refuse(
             "no system was found outside its encrypted volume".to_owned(),
+        ));
+    }
+    let table_stays = plan.disks.iter().any(|disk| {
+        let image = manifest.disks.get(disk.source as usize);
+        disk.commit.is_empty()
+            && image.is_some_and(|image| !matches!(image.table, PartitionTable::None))
+    });
+    if table_stays {
+        return Err(refuse(
+            "the partition table of a disk is not written, so that only parts of it are a copy"
+                .to_owned(),
         ));
     }
     let bare = |table: &PartitionTable| matches!(table, PartitionTable::None);

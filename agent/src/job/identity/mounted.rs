@@ -6,8 +6,10 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use backup::manifest::FileSystemKind as Kind;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use uuid::Uuid;
 
@@ -20,6 +22,9 @@ use crate::job::loops;
 
 /// Where volumes are mounted; in memory on every system.
 const FOLDER: &str = "/run";
+
+/// How long a volume may stay busy after our last file in it is closed.
+const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A block device that shows a volume, for tools and mounts; gone when dropped.
 pub(super) struct Shown {
@@ -97,10 +102,25 @@ impl Mounted {
         self.root.sync()?;
         // The root's descriptor keeps the mount busy.
         self.root = Root::open(Path::new("/"))?;
-        umount2(&self.folder, MntFlags::empty())?;
+        self.unmount()?;
         self.unmounted = true;
         std::fs::remove_dir(&self.folder)?;
         self.shown.flush()
+    }
+}
+
+impl Mounted {
+    /// A program that is just being started has our descriptors until it runs.
+    fn unmount(&self) -> io::Result<()> {
+        let began = Instant::now();
+        loop {
+            match umount2(&self.folder, MntFlags::empty()) {
+                Err(Errno::EBUSY) if began.elapsed() < BUSY_DEADLINE => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                other => return Ok(other?),
+            }
+        }
     }
 }
 

@@ -4,8 +4,14 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::{copy_of_changed, folder, is_without_table};
-use crate::job::fake::run;
+use backup::manifest::Manifest;
+use backup::plan::Choices;
+use backup::plan::restore::plan_restore;
+
+use super::{bench, copy_of_changed, folder, gpt, image, is_root, is_without_table, named, tree};
+use crate::job::fake::{point, run};
+use crate::job::identity;
+use crate::job::server::ChunkServer;
 
 #[test]
 fn a_link_that_leads_out_of_the_system_does_no_harm() {
@@ -74,4 +80,25 @@ fn a_file_system_that_can_only_be_read_ends_the_restore_before_the_commit() {
     };
     result.unwrap_err();
     assert!(is_without_table(&target));
+}
+
+#[test]
+fn a_restore_that_leaves_the_table_is_refused_before_it_begins() {
+    if !is_root() {
+        return;
+    }
+    let folder = folder();
+    let tree = tree(folder.path());
+    let source = image(folder.path(), "ext4", &tree, &gpt("ext4"));
+    let target = folder.path().join("copy.raw");
+    let mut bench = bench(&source, std::slice::from_ref(&target));
+    bench.inventory.disks = vec![named(&target).disk(Path::new("/sys")).unwrap()];
+    let json = bench.server.manifest(&point("rp-1")).unwrap();
+    let manifest = Manifest::from_json(&json).unwrap();
+    let plan = plan_restore(&manifest, &bench.inventory, &Choices::default());
+    let mut plan = plan.unwrap();
+    identity::check(&manifest, &plan).unwrap();
+    plan.disks[0].commit.clear();
+    let error = identity::check(&manifest, &plan).unwrap_err();
+    assert!(error.to_string().contains("is not written"), "{error}");
 }

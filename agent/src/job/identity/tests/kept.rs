@@ -196,3 +196,23 @@ fn an_id_that_a_signed_loader_has_built_in_stays() {
     let expected = program(&format!("search.fs_uuid {ROOT} root "), 1480);
     assert!(loader_of(&target) == expected);
 }
+
+#[test]
+fn an_id_that_grub_could_have_built_in_stays() {
+    if !is_root() {
+        return;
+    }
+    let folder = folder();
+    let tree = tree(folder.path());
+    let source = image(folder.path(), "ext4", &tree, &pc_table());
+    put_grub(folder.path(), &source, "");
+    // The length of what is packed is a lie.
+    let file = fs::File::options().write(true).open(&source).unwrap();
+    file.write_all_at(&[0xff; 4], 2 * 512 + 8).unwrap();
+    let target = folder.path().join("copy.raw");
+    let mut bench = bench(&source, std::slice::from_ref(&target));
+    let said = copy(&mut bench, &target, "pc-1").unwrap().join("\n");
+    assert!(said.contains("could have it built in"), "{said}");
+    assert_eq!(blkid(&partition(&target, 3)), ROOT);
+    assert_ne!(blkid(&partition(&target, 1)), ESP);
+}
