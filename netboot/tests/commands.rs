@@ -107,6 +107,7 @@ fn beacon(machine: u8, state: AgentState) -> Beacon {
                 physical_sector: 512,
                 removable: false,
                 read_only: false,
+                partitions: Vec::new(),
             }],
             nics: Vec::new(),
             memory: 1 << 30,
