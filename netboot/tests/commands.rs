@@ -97,7 +97,6 @@ fn beacon(machine: u8, state: AgentState) -> Beacon {
             firmware: FirmwareKind::Uefi,
             architecture: "x86_64".into(),
             disks: vec![Disk {
-                partitions: Vec::new(),
                 name: "sda".into(),
                 model: Some("QEMU HARDDISK".into()),
                 serial: Some("TARGET01".into()),
