@@ -35,6 +35,7 @@ pub(crate) const TOOLS: &[(&str, &str)] = &[
 /// given with a capture. `ssh-keygen` makes the host keys of a copy.
 pub(crate) const AT_NEED: &[(&str, &str)] = &[
     ("xfsprogs", "xfs_growfs"),
+    ("xfsprogs", "xfs_db"),
     ("btrfs-progs", "btrfs"),
     ("cryptsetup-bin", "cryptsetup"),
     ("openssh-client", "ssh-keygen"),
