@@ -19,7 +19,7 @@ use super::index::ChunkIndex;
 use super::pack::{Entry, PACK_HEADER_LEN, PackId, PackIndex, pack_header};
 use super::reader::RecordReader;
 use super::record::{Checker, PackHeader, Stored, pack_record_at, record_at};
-use super::resemblance::Features;
+use super::resemblance::{Features, Resemblance};
 use super::storage::{self, OpenFile, SharedStorage};
 use super::{StoreError, damage, opening};
 
@@ -103,6 +103,20 @@ struct Arrived<'a> {
     features: Features,
     /// Its record as a difference.
     difference: Option<Vec<u8>>,
+}
+
+impl Arrived<'_> {
+    /// The whole record, as if it were read from a pack.
+    fn whole_record(&self) -> Result<(Location, Vec<u8>), StoreError> {
+        let header = pack_record_at(self.whole, 0)?.header;
+        let nowhere = Location {
+            pack: PackId(0),
+            offset: 0,
+            plain_len: header.plain_len,
+            stored: header.stored,
+        };
+        Ok((nowhere, self.whole.to_vec()))
+    }
 }
 
 /// A pack that is being written.
@@ -303,24 +317,35 @@ impl ChunkStore {
             |source| StoreError::io("cannot prepare to decode chunks for", &self.packs, source);
         let mut checker = Checker::new().map_err(cannot)?;
         let mut maker: Option<Maker> = None;
-        let mut arrived = Vec::new();
+        let mut arrived: Vec<Arrived<'a>> = Vec::new();
+        // Chunks of this upload that can be bases, by their numbers in it.
+        let mut here = Resemblance::default();
         let mut at = 0;
         while at < upload.len() {
             let (header, frame) = record_at(upload, at)?;
             let plain = checker.decode(&header, frame)?;
             let features = Features::of(plain);
-            let mut difference = None;
+            let beside = here.find(features).and_then(|at| arrived.get(at as usize));
             // A chunk that is there, damaged, comes back whole: it may be the base of others.
-            if self.find(&header.digest).is_none()
-                && let Some(base) = choose(&header.digest, features)
-            {
+            let is_new = self.find(&header.digest).is_none();
+            let base = choose(&header.digest, features).or(beside.map(|other| other.digest));
+            let mut difference = None;
+            if let Some(base) = base.filter(|_| is_new) {
                 let maker = match &mut maker {
                     Some(maker) => maker,
                     none => none.insert(Maker::new().map_err(cannot)?),
                 };
-                difference = maker.make(&header, plain, &base, &|base| self.read_raw(base));
+                let read_base = |base: &Digest| match beside {
+                    Some(other) if other.digest == *base => other.whole_record(),
+                    _ => self.read_raw(base),
+                };
+                difference = maker.make(&header, plain, &base, &read_base);
             }
             let end = at + RecordHeader::LEN + frame.len();
+            if difference.is_none() {
+                // An upload has fewer chunks than u32 counts.
+                here.add(features, arrived.len() as u32);
+            }
             arrived.push(Arrived {
                 digest: header.digest,
                 whole: &upload[at..end],

@@ -475,12 +475,19 @@ fn a_chunk_much_like_one_in_the_store_is_kept_as_a_difference() {
     assert!(send(&before) > 200_000);
     assert!(send(&bytes(2)) > 200_000);
     assert!(send(&after) < 500);
+    // Two that are alike in one upload.
+    let (one, mut two) = (bytes(4), bytes(4));
+    two[3] ^= 1;
+    let both = [record_of(&one), record_of(&two)].concat();
+    let added = store.chunks.insert(&id("a"), &both).unwrap();
+    assert_eq!(added.chunks, 2);
+    assert!(added.bytes < 202_000, "{added:?}");
     // A base that zstd would take for a dictionary of its own making is none.
     let mut magic = bytes(3);
     magic[..4].copy_from_slice(&[0x37, 0xa4, 0x30, 0xec]);
     assert!(send(&magic) > 200_000);
     magic[100_000] ^= 1;
     assert!(send(&magic) > 200_000);
-    let plain = [before, after, magic];
+    let plain = [before, after, magic, one, two];
     assert_eq!(read_back(&store.chunks, &digests(&plain)), plain);
 }

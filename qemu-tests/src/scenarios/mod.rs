@@ -136,7 +136,7 @@ const STORIES: &[Scenario] = &[
     Scenario {
         name: "killed-agent",
         about: "an agent killed at random moments, with its server or without, leaves a disk that another makes whole",
-        long: false,
+        long: true,
         play: killed_agent::play,
     },
     Scenario {
