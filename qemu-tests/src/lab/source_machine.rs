@@ -79,7 +79,7 @@ const UNITS: [(&str, &str); 3] = [
     ),
 ];
 /// Raised when the recipe changes in a way that the texts above don't show.
-const RECIPE_VERSION: u32 = 3;
+const RECIPE_VERSION: u32 = 4;
 
 /// The source machine could not be built.
 #[derive(Debug, Error)]
@@ -265,8 +265,8 @@ fn assemble(work: &Path) -> Result<(), SourceError> {
     disk::create_empty(&esp, ESP_SECTORS * SECTOR)?;
     tool::run(
         Command::new("mkfs.vfat")
-            // Clusters that a disk with sectors of 4096 bytes can have, too.
-            .args(["-F", "32", "-s", "8", "-n", "ESP", "-i", ESP_SERIAL])
+            // With larger clusters it had too few of them to be FAT32, and OVMF did not read it.
+            .args(["-F", "32", "-n", "ESP", "-i", ESP_SERIAL])
             .arg(&esp),
     )?;
     disk::write_sparse_at(&image, ESP_START * SECTOR, &esp)?;
