@@ -89,6 +89,11 @@ pub(crate) trait BlockDevice: Send + Sync {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes the range read as zeros.
     fn zero(&self, range: ByteRange) -> io::Result<()>;
+    /// Says that the range holds nothing: what is read there afterwards is anything. Both ends must be on sectors.
+    /// `Unsupported` where there is no such command.
+    fn discard(&self, _range: ByteRange) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
     /// Returns when everything written is on the medium.
     fn flush(&self) -> io::Result<()>;
 }
@@ -353,6 +358,15 @@ impl BlockDevice for Device {
                 self.write_zeros(range)
             }
             other => other,
+        }
+    }
+
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        self.around(range.start(), range.len())?;
+        if self.is_block {
+            sys::block::discard(self.file.as_fd(), range)
+        } else {
+            punch(&self.file, range)
         }
     }
 

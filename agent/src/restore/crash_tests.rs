@@ -135,6 +135,11 @@ impl BlockDevice for CrashDisk {
         self.write_at(range.start(), &vec![0; range.len() as usize])
     }
 
+    /// Whoever reads there afterwards sees that nobody should have.
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        self.write_at(range.start(), &vec![0xdd; range.len() as usize])
+    }
+
     fn flush(&self) -> io::Result<()> {
         let mut medium = self.0.lock().unwrap();
         medium.operation()?;

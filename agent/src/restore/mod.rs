@@ -37,6 +37,7 @@ use write::{Target, Writer};
 mod batch;
 mod commit;
 mod compare;
+mod discard;
 mod fetch;
 mod held;
 mod lists;
@@ -157,6 +158,8 @@ impl<'a> Restore<'a> {
             invalidate(target, plan, &self.plan.restore_point, *known)?;
         }
         let compares = self.compares(&targets, &known)?;
+        let pieces = Pieces::new(&self.lists, &self.sources);
+        discard::discard(self.engine, &targets, &self.plan.disks, pieces)?;
         let fetched = Fetched::default();
         let held = self.write(&targets, &compares, &fetched)?;
         self.write_held(&targets, &held)?;

@@ -161,15 +161,20 @@ pub(crate) fn last_ranges(
     marker: Option<ByteRange>,
     first: Option<ByteRange>,
 ) -> Vec<ByteRange> {
-    let mut ranges: Vec<_> = plan
-        .copies
-        .iter()
-        .flat_map(|copy| copy.last.iter().copied())
-        .chain(plan.areas.iter().flat_map(|area| area.last.iter().copied()))
-        .chain(marker)
-        .chain(first)
-        .filter(|range| !range.is_empty())
-        .collect();
+    let of_copies = plan.copies.iter().flat_map(|copy| &copy.last);
+    let of_areas = plan.areas.iter().flat_map(|area| &area.last);
+    merged(
+        of_copies
+            .chain(of_areas)
+            .copied()
+            .chain(marker)
+            .chain(first),
+    )
+}
+
+/// Ranges in order, those that touch as one, without empty ones.
+pub(super) fn merged(ranges: impl Iterator<Item = ByteRange>) -> Vec<ByteRange> {
+    let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
     ranges.sort();
     let mut merged: Vec<ByteRange> = Vec::with_capacity(ranges.len());
     for range in ranges {

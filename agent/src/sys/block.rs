@@ -1,4 +1,4 @@
-//! Block device requests of the kernel: sizes, zeroing, reading the table again.
+//! Block device requests of the kernel: sizes, zeroing, discarding, reading the table again.
 //!
 //! Each function makes one request on a descriptor that the caller holds. What is *not* here:
 //! reading and writing bytes ([`crate::device`]).
@@ -14,6 +14,7 @@ const BLKRRPART: libc::Ioctl = 0x125f;
 const BLKSSZGET: libc::Ioctl = 0x1268;
 // The number on 64-bit machines; there the kernel writes a `u64`.
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
+const BLKDISCARD: libc::Ioctl = 0x1277;
 const BLKZEROOUT: libc::Ioctl = 0x127f;
 
 fn result(code: libc::c_int) -> io::Result<()> {
@@ -45,6 +46,17 @@ pub(crate) fn logical_sector(device: BorrowedFd<'_>) -> io::Result<u64> {
     let code = unsafe { libc::ioctl(device.as_raw_fd(), BLKSSZGET, &raw mut bytes) };
     result(code)?;
     u64::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Says that a range holds nothing any more. Both ends must be on logical sectors.
+///
+/// # Errors
+/// What the kernel says; `EOPNOTSUPP` when the device has no such command.
+pub(crate) fn discard(device: BorrowedFd<'_>, range: ByteRange) -> io::Result<()> {
+    let place = [range.start(), range.len()];
+    // SAFETY: the kernel reads two u64 through the pointer (block/ioctl.c, blk_ioctl_discard).
+    let code = unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD, place.as_ptr()) };
+    result(code)
 }
 
 /// Makes a range read as zeros, by the device's own command where it has one; the kernel writes
