@@ -1,7 +1,7 @@
 //! Which chunk of the store is most like another one: where a difference finds its base.
 //!
 //! A chunk has three *super-features* (as in Finesse, FAST 2019, and Odess, ICDE 2021): a gear hash rolls over its bytes, one
-//! position in 128 is sampled by the hash itself, twelve functions of the sampled hashes are taken to their
+//! window in about 280 bytes is sampled by the hash itself, twelve functions of the sampled hashes are taken to their
 //! largest value, and four of those at a time are hashed into one word. Two chunks that share most of
 //! their bytes, shifted or not, share at least one of the three words nearly always; two that do not, hardly ever.
 //!
@@ -15,10 +15,14 @@ use std::collections::HashMap;
 pub(super) const WORDS: usize = 3;
 /// Functions whose largest values make one word.
 const FUNCTIONS: usize = 4;
-/// Bytes that a gear hash of 64 bits depends on.
-const WINDOW: usize = 64;
-/// A position is sampled when this many high bits of its hash are zero.
-const SAMPLED_BITS: u32 = 7;
+/// How far a byte moves the bits of the hash.
+const SHIFT: u32 = 3;
+/// Bytes that a hash of 64 bits depends on.
+const WINDOW: usize = 22;
+/// A window is sampled when this many high bits of its hash are zero.
+const SAMPLED_BITS: u32 = 6;
+/// Bytes that are passed over after a sampled window: a quarter of them all is looked at.
+const SKIPPED: usize = 192;
 /// Shorter chunks have no features: a difference would save next to nothing.
 pub(super) const SHORTEST: usize = 1024;
 
@@ -87,58 +91,24 @@ impl Features {
     }
 }
 
-/// Parts of a chunk that are gone through side by side, because each step of one waits for the step before.
-const LANES: usize = 4;
-
-/// The positions that each lane looks at, of so many.
-fn lanes(positions: usize) -> [std::ops::Range<usize>; LANES] {
-    let each = positions.div_ceil(LANES);
-    std::array::from_fn(|lane| {
-        let first = (lane * each).min(positions);
-        first..(first + each).min(positions)
-    })
-}
-
-/// Hands out the hash of every sampled position that has a whole window before it.
+/// Hands out the hashes of the sampled windows. After each of them [`SKIPPED`] bytes are passed over: where the bytes
+/// are the same, two chunks soon sample the same windows again, wherever they began.
 fn each_sample(plain: &[u8], mut take: impl FnMut(u64)) {
-    let is_sampled = |hash: u64| hash >> (u64::BITS - SAMPLED_BITS) == 0;
-    let Some(positions) = plain.len().checked_sub(WINDOW - 1) else {
-        return;
-    };
-    let lanes = lanes(positions);
-    // Each begins with all but the last byte of its first window.
-    let begun = lanes.clone().map(|lane| {
-        let (warm, rest) = plain[lane.start..].split_at(WINDOW - 1);
-        let hash = warm.iter().fold(0, |hash, byte| step(hash, *byte));
-        (hash, &rest[..lane.len()])
-    });
-    let beside = lanes.iter().map(ExactSizeIterator::len).min();
-    let beside = beside.unwrap_or(0);
-    let [(mut a, of_a), (mut b, of_b), (mut c, of_c), (mut d, of_d)] = begun;
-    let bytes = of_a[..beside].iter().zip(&of_b[..beside]);
-    for (((at_a, at_b), at_c), at_d) in bytes.zip(&of_c[..beside]).zip(&of_d[..beside]) {
-        (a, b) = (step(a, *at_a), step(b, *at_b));
-        (c, d) = (step(c, *at_c), step(d, *at_d));
-        if is_sampled(a.min(b).min(c.min(d))) {
-            for hash in [a, b, c, d] {
-                if is_sampled(hash) {
-                    take(hash);
-                }
-            }
-        }
-    }
-    for (mut hash, rest) in [(a, of_a), (b, of_b), (c, of_c), (d, of_d)] {
-        for byte in &rest[beside..] {
+    let mut rest = plain;
+    while let Some((warm, after)) = rest.split_at_checked(WINDOW - 1) {
+        let mut hash = warm.iter().fold(0, |hash, byte| step(hash, *byte));
+        let sampled = after.iter().position(|byte| {
             hash = step(hash, *byte);
-            if is_sampled(hash) {
-                take(hash);
-            }
-        }
+            hash >> (u64::BITS - SAMPLED_BITS) == 0
+        });
+        let Some(at) = sampled else { return };
+        take(hash);
+        rest = after.get(at + 1 + SKIPPED..).unwrap_or_default();
     }
 }
 
 const fn step(hash: u64, byte: u8) -> u64 {
-    (hash << 1).wrapping_add(GEAR[byte as usize])
+    (hash << SHIFT).wrapping_add(GEAR[byte as usize])
 }
 
 /// The chunks that can be bases, by their features. Of two with the same word the later one counts: it
@@ -189,19 +159,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lanes_sample_what_one_pass_would_sample(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
-            let mut one_pass = Vec::new();
-            for window in bytes.windows(WINDOW) {
-                let hash = window.iter().fold(0u64, |hash, byte| (hash << 1).wrapping_add(GEAR[usize::from(*byte)]));
+        fn samples_are_windows_apart_and_depend_on_nothing_else(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let of_window = |window: &[u8]| window.iter().fold(0, |hash, byte| step(hash, *byte));
+            let mut expected = Vec::new();
+            let mut at = 0;
+            while at + WINDOW <= bytes.len() {
+                let hash = of_window(&bytes[at..at + WINDOW]);
                 if hash.leading_zeros() >= SAMPLED_BITS {
-                    one_pass.push(hash);
+                    expected.push(hash);
+                    at += WINDOW + SKIPPED;
+                } else {
+                    at += 1;
                 }
             }
-            let mut lanes = Vec::new();
-            each_sample(&bytes, |hash| lanes.push(hash));
-            one_pass.sort_unstable();
-            lanes.sort_unstable();
-            prop_assert_eq!(lanes, one_pass);
+            let mut found = Vec::new();
+            each_sample(&bytes, |hash| found.push(hash));
+            prop_assert_eq!(found, expected);
         }
     }
 
