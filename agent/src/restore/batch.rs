@@ -21,6 +21,8 @@ pub(super) struct Loaded {
     places: Vec<Option<usize>>,
     /// For each piece whether it has to be written.
     pub(super) missing: Vec<bool>,
+    /// For each piece whether its bytes are here without being fetched.
+    pub(super) filled: Vec<bool>,
 }
 
 /// Pieces that touch, on the disk and in memory.
@@ -48,11 +50,13 @@ impl Loaded {
             end = Some(piece.range.end());
         }
         let missing = vec![true; batch.pieces.len()];
+        let filled = vec![false; batch.pieces.len()];
         Self {
             batch,
             buffer,
             places,
             missing,
+            filled,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Fetching: one request for what a batch is missing, every chunk decoded into its place and checked there.
 //!
-//! Memory: one answer for each fetcher. What is *not* here: disks, and how many fetchers there are
-//! ([`super::pipeline`]).
+//! Asking and decoding are apart, so that a connection does not wait for the processor. What is *not* here: disks,
+//! and how many threads do either ([`super::pipeline`]).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +47,10 @@ pub(super) fn batch(
         pieces: pieces.to_vec(),
     };
     let mut loaded = Loaded::new(batch, AlignedBuffer::new(BUFFER));
-    Fetcher::new(engine, names, &fetched)?.fill(&mut loaded)?;
+    let mut fetcher = Fetcher::new(engine, names, &fetched)?;
+    if let Some(answer) = fetcher.ask(&loaded, Vec::new())? {
+        fetcher.decode(&mut loaded, &answer)?;
+    }
     let mut plain = HashMap::new();
     for (number, piece) in pieces.iter().enumerate() {
         if let Content::Data(digest) = piece.content {
@@ -57,15 +60,30 @@ pub(super) fn batch(
     Ok(plain)
 }
 
-/// One thread's means to fetch.
+/// What the server said to a request for what a batch is missing.
+pub(super) struct Answer {
+    /// Pieces that are wanted, each digest once, in the order asked for.
+    wanted: Vec<(Digest, usize)>,
+    /// Pieces with the content of another one: from, to.
+    copies: Vec<(usize, usize)>,
+    /// Records of the wanted, or that one of them spoilt the answer to all.
+    records: Result<Vec<u8>, RequestError>,
+}
+
+impl Answer {
+    /// Memory to use again.
+    pub(super) fn into_memory(self) -> Vec<u8> {
+        self.records.unwrap_or_default()
+    }
+}
+
+/// One thread's means to fetch and to decode.
 pub(super) struct Fetcher<'a> {
     engine: &'a Engine<'a>,
     /// Names of the target disks, for messages.
     names: &'a [String],
     fetched: &'a Fetched,
     zstd: Decompressor<'static>,
-    /// The answer; its memory is used again.
-    answer: Vec<u8>,
 }
 
 impl<'a> Fetcher<'a> {
@@ -84,15 +102,14 @@ impl<'a> Fetcher<'a> {
             names,
             fetched,
             zstd: zstd.map_err(|error| Fault::Internal(format!("zstd: {error}")))?,
-            answer: Vec::new(),
         })
     }
 
-    /// Puts the bytes of all pieces that are missing into their places.
+    /// Asks for all pieces that are missing and not here yet, with memory for the answer; none when nothing is.
     ///
     /// # Errors
-    /// A server that does not have them, or twice sent something else.
-    pub(super) fn fill(&mut self, loaded: &mut Loaded) -> Result<(), Fault> {
+    /// A server that does not answer.
+    pub(super) fn ask(&self, loaded: &Loaded, memory: Vec<u8>) -> Result<Option<Answer>, Fault> {
         let mut wanted: Vec<(Digest, usize)> = Vec::new();
         let mut first_with = HashMap::new();
         let mut copies = Vec::new();
@@ -100,7 +117,7 @@ impl<'a> Fetcher<'a> {
             let Content::Data(digest) = piece.content else {
                 continue;
             };
-            if !loaded.missing[number] {
+            if !loaded.missing[number] || loaded.filled[number] {
                 continue;
             }
             match first_with.entry((digest, piece.range.len())) {
@@ -114,14 +131,31 @@ impl<'a> Fetcher<'a> {
             }
         }
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let digests: Vec<_> = wanted.iter().map(|(digest, _)| *digest).collect();
-        let mut answer = std::mem::take(&mut self.answer);
-        match self.request(&digests, &mut answer) {
-            Ok(()) => {
-                let mut rest = answer.as_slice();
-                for (digest, number) in &wanted {
+        let mut records = memory;
+        let records = match self.request(&digests, &mut records) {
+            Ok(()) => Ok(records),
+            Err(error) if is_about_a_chunk(&error) => Err(error),
+            Err(error) => return Err(Fault::server("fetching chunks")(error)),
+        };
+        Ok(Some(Answer {
+            wanted,
+            copies,
+            records,
+        }))
+    }
+
+    /// Puts the bytes of an answer into their places.
+    ///
+    /// # Errors
+    /// A server that does not have them, or twice sent something else.
+    pub(super) fn decode(&mut self, loaded: &mut Loaded, answer: &Answer) -> Result<(), Fault> {
+        match &answer.records {
+            Ok(records) => {
+                let mut rest = records.as_slice();
+                for (digest, number) in &answer.wanted {
                     let out = loaded.bytes_mut(*number);
                     // Damage on the wire is possible; damage in the store stays.
                     if let Err(reason) = take_record(&mut self.zstd, &mut rest, *digest, out) {
@@ -130,26 +164,23 @@ impl<'a> Fetcher<'a> {
                 }
             }
             // One bad chunk spoils the answer to all: ask for each, to name the one.
-            Err(error) if is_about_a_chunk(&error) => {
-                for (digest, number) in &wanted {
+            Err(_) => {
+                for (digest, number) in &answer.wanted {
                     self.again(*digest, *number, loaded, "the server refused it")?;
                 }
             }
-            Err(error) => return Err(Fault::server("fetching chunks")(error)),
         }
-        answer.clear();
-        self.answer = answer;
-        for (from, to) in copies {
-            loaded.copy(from, to);
+        for (from, to) in &answer.copies {
+            loaded.copy(*from, *to);
         }
-        let bytes: u64 = wanted
-            .iter()
+        let lens = answer.wanted.iter();
+        let bytes: u64 = lens
             .map(|(_, number)| loaded.bytes(*number).len() as u64)
             .sum();
         self.fetched.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.fetched
             .chunks
-            .fetch_add(wanted.len() as u64, Ordering::Relaxed);
+            .fetch_add(answer.wanted.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 

@@ -33,6 +33,7 @@ use shrink::Tail;
 use sources::{Pieces, Source};
 use work::Batches;
 use write::{Target, Writer};
+use written::Written;
 
 mod batch;
 mod commit;
@@ -48,6 +49,7 @@ mod shrink;
 mod sources;
 mod work;
 mod write;
+mod written;
 
 #[cfg(test)]
 mod crash_tests;
@@ -326,6 +328,7 @@ impl<'a> Restore<'a> {
             targets,
             purpose: Purpose::Write { compares },
             fetched,
+            written: Written::default(),
         };
         pipeline.run(self.batches(), &writer)?;
         let held = writer.finish();
@@ -380,6 +383,7 @@ impl<'a> Restore<'a> {
             targets,
             purpose: Purpose::Verify,
             fetched: &Fetched::default(),
+            written: Written::default(),
         };
         pipeline.run(self.batches(), &Writer::new(targets))
     }

@@ -1,8 +1,9 @@
-//! The threads of a restore: many that read, compare, fetch and decode a batch each, a few that write, in order.
+//! The threads of a restore: many that read, compare and fetch a batch each, one for each core that decode, a few that
+//! write, in order.
 //!
 //! Invariant: batches are written in the order of the disks, [`WRITERS`] at a time. Memory is bounded by the
-//! [`WINDOW`] of buffers: a batch begins when there is one for it, and gives it back when it is written. The oldest
-//! batch has its buffer already, so it never waits for the others.
+//! [`WINDOW`] of buffers: a batch begins when there is one for it, and gives it back when it is written; it has at
+//! most one answer of the server. The oldest batch has its buffer already, so it never waits for the others.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,17 +11,22 @@ use std::thread;
 
 use super::batch::{BUFFER, Loaded};
 use super::compare::{STEP, compare, touches};
-use super::fetch::{Fetched, Fetcher};
-use super::work::{Batches, Piece};
+use super::fetch::{Answer, Fetched, Fetcher};
+use super::work::{ANSWER, Batches, Piece};
 use super::write::{Target, Writer};
+use super::written::Written;
 use crate::device::AlignedBuffer;
 use crate::job::Engine;
 use crate::job::error::Fault;
 
 /// Batches in memory: those that are worked on, and those that wait for their turn to be written.
-pub(super) const WINDOW: usize = 18;
-/// Requests and reads in flight: with 16 a restore was 2.7 to 5 times faster than with one; 8 to 16 fill a link.
-const FETCHERS: usize = 12;
+pub(super) const WINDOW: usize = 24;
+/// Requests and reads in flight: with 16 a restore was 2.7 to 5 times faster than with one; 8 to 16 fill a link. A
+/// thread that has an answer asks for the next one at once: a sender that paces each connection by what it took
+/// before (BBR) leaves the line idle while one waits.
+const FETCHERS: usize = 16;
+/// The most threads that decode.
+const MAX_DECODERS: usize = 8;
 /// Writes in flight.
 const WRITERS: usize = 3;
 
@@ -39,12 +45,19 @@ pub(super) struct Pipeline<'a> {
     pub(super) targets: &'a [Target],
     pub(super) purpose: Purpose<'a>,
     pub(super) fetched: &'a Fetched,
+    pub(super) written: Written,
 }
 
 #[derive(Default)]
 struct State {
     buffers: Vec<AlignedBuffer>,
     made: usize,
+    /// Memory of answers that were decoded.
+    spare: Vec<Vec<u8>>,
+    /// Batches with the answers that fill them, by number.
+    answered: BTreeMap<usize, (Loaded, Answer)>,
+    /// Threads that may still add to them.
+    fetching: usize,
     /// Batches that are filled, by number.
     filled: BTreeMap<usize, Loaded>,
     /// The next one to be written.
@@ -105,6 +118,14 @@ impl Desk {
         })
     }
 
+    /// The oldest batch to be decoded; `Some(None)` at the end.
+    fn answered(&self) -> Option<Option<(Loaded, Answer)>> {
+        self.wait(|state| match state.answered.pop_first() {
+            Some((_, answered)) => Some(Some(answered)),
+            None => (state.fetching == 0).then_some(None),
+        })
+    }
+
     /// The next batch to be written; `Some(None)` at the end.
     fn filled(&self) -> Option<Option<Loaded>> {
         self.wait(|state| {
@@ -146,7 +167,9 @@ impl Pipeline<'_> {
     /// The first fault of a thread; everything is stopped then.
     pub(super) fn run(&self, batches: Batches<'_>, writer: &Writer<'_>) -> Result<(), Fault> {
         let desk = Desk::default();
+        desk.lock().fetching = FETCHERS;
         let batches = Mutex::new(batches);
+        let cores = thread::available_parallelism().map_or(1, usize::from);
         let names = self
             .targets
             .iter()
@@ -156,7 +179,14 @@ impl Pipeline<'_> {
             for _ in 0..FETCHERS {
                 scope.spawn(|| {
                     let _stop = StopOnPanic(&desk);
-                    desk.end(self.fill(&desk, &batches, &names));
+                    desk.end(self.fetch(&desk, &batches, &names));
+                    desk.change(|state| state.fetching -= 1);
+                });
+            }
+            for _ in 0..cores.min(MAX_DECODERS) {
+                scope.spawn(|| {
+                    let _stop = StopOnPanic(&desk);
+                    desk.end(self.decode(&desk, &names));
                 });
             }
             for _ in 0..WRITERS {
@@ -172,14 +202,14 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Fills batches until there are no more.
-    fn fill(
+    /// Begins batches until there are no more.
+    fn fetch(
         &self,
         desk: &Desk,
         batches: &Mutex<Batches<'_>>,
         names: &[String],
     ) -> Result<(), Fault> {
-        let mut fetcher = Fetcher::new(self.engine, names, self.fetched)?;
+        let fetcher = Fetcher::new(self.engine, names, self.fetched)?;
         let mut scratch = AlignedBuffer::new(STEP);
         while let Some(buffer) = desk.buffer() {
             let batch = {
@@ -207,7 +237,15 @@ impl Pipeline<'_> {
                     if compares.get(disk).copied().unwrap_or(false) {
                         compare(target, &mut loaded, &mut scratch)?;
                     }
-                    fetcher.fill(&mut loaded)?;
+                    self.written.fill(&mut loaded, self.targets);
+                    // Of one size, so that they are used again and none is made larger.
+                    let spare = desk.lock().spare.pop();
+                    let memory = spare.unwrap_or_else(|| Vec::with_capacity(ANSWER));
+                    if let Some(answer) = fetcher.ask(&loaded, memory)? {
+                        let number = loaded.batch.number;
+                        desk.change(|state| state.answered.insert(number, (loaded, answer)));
+                        continue;
+                    }
                 }
                 Purpose::Verify => {
                     compare(target, &mut loaded, &mut scratch)?;
@@ -220,10 +258,25 @@ impl Pipeline<'_> {
         Ok(())
     }
 
+    /// Decodes answers until there are no more.
+    fn decode(&self, desk: &Desk, names: &[String]) -> Result<(), Fault> {
+        let mut fetcher = Fetcher::new(self.engine, names, self.fetched)?;
+        while let Some(Some((mut loaded, answer))) = desk.answered() {
+            fetcher.decode(&mut loaded, &answer)?;
+            let number = loaded.batch.number;
+            desk.change(|state| {
+                state.spare.push(answer.into_memory());
+                state.filled.insert(number, loaded);
+            });
+        }
+        Ok(())
+    }
+
     /// Writes batches until there are no more.
     fn empty(&self, desk: &Desk, writer: &Writer<'_>) -> Result<(), Fault> {
         while let Some(Some(loaded)) = desk.filled() {
             writer.write(&loaded)?;
+            self.written.add(&loaded, self.targets);
             let counts_zeros = match self.purpose {
                 Purpose::Write { compares } => compares.contains(&true),
                 Purpose::Verify => true,

@@ -12,7 +12,9 @@ use crate::job::error::Fault;
 /// The most chunks that one request asks for.
 pub(super) const BATCH_CHUNKS: usize = 64;
 /// The most plain bytes of one request.
-pub(super) const BATCH_BYTES: u64 = 2 << 20;
+pub(super) const BATCH_BYTES: u64 = 3 << 19;
+/// The most bytes of its answer, as a rule: data that does not compress.
+pub(super) const ANSWER: usize = BATCH_BYTES as usize + BATCH_CHUNKS * 128;
 /// The most pieces of a batch.
 const BATCH_PIECES: usize = 256;
 /// The most zeros of a batch, if it has more than one piece: reading them takes time.
