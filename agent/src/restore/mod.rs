@@ -25,6 +25,7 @@ use crate::job::identity::{self, Renewed};
 use crate::job::platform::Loader;
 use crate::job::{Engine, JobError};
 use commit::Writes;
+use covered::Covered;
 use fetch::Fetched;
 use held::{Held, before_commit, contents};
 use lists::{KEPT, Lists};
@@ -37,6 +38,7 @@ use write::{Target, Writer};
 mod batch;
 mod commit;
 mod compare;
+mod covered;
 mod fetch;
 mod held;
 mod lists;
@@ -54,6 +56,8 @@ mod crash_tests;
 mod kill_tests;
 #[cfg(test)]
 mod loop_tests;
+#[cfg(test)]
+mod mapping_crash_tests;
 #[cfg(test)]
 mod mapping_tests;
 #[cfg(test)]
@@ -144,7 +148,7 @@ impl<'a> Restore<'a> {
 
     fn run(self, touched: &mut Touched) -> Result<Vec<String>, Fault> {
         let targets = self.open()?;
-        let known = self.read_markers(&targets)?;
+        let marked = self.read_markers(&targets)?;
         self.engine.check_cancelled()?;
 
         let only_volumes = self.plan.disks.iter().all(|plan| plan.keeps_table);
@@ -153,17 +157,23 @@ impl<'a> Restore<'a> {
         } else {
             Touched::Begun
         };
-        for ((target, plan), known) in targets.iter().zip(&self.plan.disks).zip(&known) {
-            invalidate(target, plan, &self.plan.restore_point, *known)?;
+        for ((target, plan), marked) in targets.iter().zip(&self.plan.disks).zip(&marked) {
+            invalidate(target, plan, &self.plan.restore_point, marked)?;
         }
-        let compares = self.compares(&targets, &known)?;
+        let compares = self.compares(&targets, &marked)?;
         let fetched = Fetched::default();
         let held = self.write(&targets, &compares, &fetched)?;
         self.write_held(&targets, &held)?;
         self.verify(&targets, &held)?;
 
-        let mut sentences = shrink::shrink(self.engine, &targets, &self.tails)?;
-        sentences.extend(sectors::change(self.engine, &targets, &self.plan.disks)?);
+        let covered = covered::disks(&targets, &held);
+        let mut sentences = shrink::shrink(self.engine, &covered, &self.tails)?;
+        sentences.extend(sectors::change(self.engine, &covered, &self.plan.disks)?);
+        covered.iter().try_for_each(Covered::uncover)?;
+        drop(covered);
+        if only_volumes {
+            *touched = Touched::VolumesWhole;
+        }
         let mut writes = self.commit_writes(&targets, &held);
         drop(targets);
         self.finish_volumes(&mut sentences)?;
@@ -226,49 +236,53 @@ impl<'a> Restore<'a> {
             }
             let first = ByteRange::between(0, device.sector().bytes());
             let first = (plan.commit.is_empty() && !plan.keeps_table).then_some(first);
-            // Where other partitions stay, there is no place for a marker that is surely nobody's.
+            // Where other partitions stay, no place of the disk is surely nobody's: there each volume has its own.
             let marker = marker::place(device.size()).filter(|_| !plan.keeps_table);
+            let volumes = marker::places_in_volumes(plan);
             let last = work::last_ranges(plan, marker, first);
             targets.push(Target {
                 device,
                 last,
                 first,
                 marker,
+                volumes,
             });
         }
         Ok(targets)
     }
 
-    /// For each disk whether its marker says that this very restore was under way.
-    fn read_markers(&self, targets: &[Target]) -> Result<Vec<bool>, Fault> {
-        let mut known = Vec::with_capacity(targets.len());
+    /// For each disk the markers that say that this very restore was under way: their places, in order.
+    fn read_markers(&self, targets: &[Target]) -> Result<Vec<Vec<ByteRange>>, Fault> {
+        let mut marked = Vec::with_capacity(targets.len());
         for (target, plan) in targets.iter().zip(&self.plan.disks) {
             let device = target.device.as_ref();
-            let Some(place) = target.marker else {
-                known.push(false);
-                continue;
-            };
-            let mut bytes = vec![0; place.len() as usize];
-            device
-                .read_at(place.start(), &mut bytes)
-                .map_err(io_error("reading", device, place))?;
-            let is_known = marker::is_of(&bytes, &self.plan.restore_point, digest_of(plan)?);
-            if is_known {
+            let mut places = Vec::new();
+            for place in target.marker.iter().chain(&target.volumes) {
+                let mut bytes = vec![0; place.len() as usize];
+                device
+                    .read_at(place.start(), &mut bytes)
+                    .map_err(io_error("reading", device, *place))?;
+                if marker::is_of(&bytes, &self.plan.restore_point, digest_of(plan)?) {
+                    places.push(*place);
+                }
+            }
+            if !places.is_empty() {
                 log::info!(
                     "{}: this restore was interrupted; it goes on",
                     device.name()
                 );
             }
-            known.push(is_known);
+            marked.push(places);
         }
-        Ok(known)
+        Ok(marked)
     }
 
     /// For each disk whether it is compared: after an interruption, and when it holds some of the data.
-    fn compares(&self, targets: &[Target], known: &[bool]) -> Result<Vec<bool>, Fault> {
+    fn compares(&self, targets: &[Target], marked: &[Vec<ByteRange>]) -> Result<Vec<bool>, Fault> {
         let mut compares = Vec::with_capacity(targets.len());
-        for (disk, (target, known)) in targets.iter().zip(known).enumerate() {
-            let holds_some = *known || {
+        for (disk, (target, marked)) in targets.iter().zip(marked).enumerate() {
+            let known = !marked.is_empty();
+            let holds_some = known || {
                 let samples = sources::samples(&self.lists, &self.sources, disk)?;
                 compare::holds_some(target, &samples)
             };
@@ -474,15 +488,15 @@ fn invalidate(
     target: &Target,
     plan: &DiskPlan,
     restore_point: &RestorePointId,
-    known: bool,
+    marked: &[ByteRange],
 ) -> Result<(), Fault> {
     let device = target.device.as_ref();
-    let place = target.marker;
-    let spared = if known { place } else { None };
-    // Two steps: what starts the disk is gone before anything else of it is.
-    for ranges in [&plan.invalidate, &target.last] {
+    let signs = first_signs(plan, device.sector().bytes());
+    // What starts the disk is gone before anything else of it is.
+    for ranges in [&signs, &plan.invalidate, &target.last] {
         for range in ranges {
-            for part in work::without(*range, spared) {
+            let parts = work::split(*range, marked).into_iter();
+            for (part, _) in parts.filter(|(_, is_marked)| !is_marked) {
                 device
                     .zero(part)
                     .map_err(io_error("zeroing", device, part))?;
@@ -490,12 +504,30 @@ fn invalidate(
         }
         flush(target)?;
     }
-    if let (Some(place), false) = (place, known) {
+    let places = target.marker.iter().chain(&target.volumes);
+    for place in places.filter(|place| !marked.contains(place)) {
         let bytes = marker::encode(restore_point, digest_of(plan)?);
         device
             .write_at(place.start(), &bytes)
-            .map_err(io_error("writing", device, place))?;
-        flush(target)?;
+            .map_err(io_error("writing", device, *place))?;
     }
-    Ok(())
+    flush(target)
+}
+
+/// What is made zero first and alone, so that a power cut leaves what was there to the letter or nothing that
+/// starts: the first sector of a disk, without which no firmware and no system finds anything on it; or, where only
+/// volumes are written, the places where file systems have what they are recognised by.
+fn first_signs(plan: &DiskPlan, sector: u64) -> Vec<ByteRange> {
+    if !plan.keeps_table {
+        return vec![ByteRange::between(0, sector)];
+    }
+    let partitions = plan.partitions.iter();
+    let signs = partitions.flat_map(|partition| {
+        // Btrfs has its superblock at 64 KiB, all others theirs in the first 4096 bytes.
+        [0, 64 << 10].map(|offset| {
+            let at = |offset: u64| (partition.range.start() + offset).min(partition.range.end());
+            ByteRange::between(at(offset), at(offset + 4096))
+        })
+    });
+    signs.filter(|sign| !sign.is_empty()).collect()
 }

@@ -26,6 +26,8 @@ pub(crate) struct Target {
     pub(crate) first: Option<ByteRange>,
     /// Where the marker is; none where the disk is too small, or not all of it is written.
     pub(crate) marker: Option<ByteRange>,
+    /// Where the markers of chosen volumes are, in order, when they are all that is written.
+    pub(crate) volumes: Vec<ByteRange>,
 }
 
 /// Writes to the targets, which are numbered as in the plan.
