@@ -50,8 +50,7 @@ pub(super) fn before_commit<'h>(
 
 /// The places of a disk that are written after its held parts, in order; they do not overlap.
 fn later(target: &Target) -> Vec<ByteRange> {
-    let places = target.first.iter().chain(&target.marker);
-    let mut places: Vec<_> = places.chain(&target.volumes).copied().collect();
+    let mut places: Vec<_> = target.markers().chain(target.first).collect();
     places.sort_unstable();
     places
 }

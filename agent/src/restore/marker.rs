@@ -1,8 +1,8 @@
 //! The marker: a sector on a target disk that says which restore is under way.
 //!
 //! It lies in the last 4096 bytes of the first MiB, where no firmware looks for anything to start. Where only chosen
-//! volumes are written, each has one in place of the bytes by which its file system is recognised: nothing takes the
-//! volume for one that is whole, and the same restore knows it.
+//! volumes are written, each has one in place of the bytes by which its file system is recognised
+//! ([`super::covered`]): nothing takes the volume for one that is whole, and the same restore knows it.
 //! The bytes are described in `docs/formats/marker.md`:
 //!
 //! ```text
@@ -13,7 +13,6 @@
 //! Invariant: a marker that does not check out is no marker; a resume is then a restore from the
 //! beginning, which is slower but never wrong.
 
-use backup::filesystem::heads;
 use backup::manifest::RestorePointId;
 use backup::plan::DiskPlan;
 use backup::{ByteRange, Digest};
@@ -30,21 +29,6 @@ const BODY: usize = 8 + 4 + 4 + 64 + 32;
 pub(crate) fn place(size: u64) -> Option<ByteRange> {
     const MIB: u64 = 1 << 20;
     (size >= 2 * MIB).then(|| ByteRange::between(MIB - LEN, MIB))
-}
-
-/// Where the markers of chosen volumes are, in order; none for a plan that writes a whole disk. A volume that is too
-/// small has none.
-pub(crate) fn places_in_volumes(plan: &DiskPlan) -> Vec<ByteRange> {
-    let chosen = plan.partitions.iter().filter(|_| plan.keeps_table);
-    let places = chosen.filter_map(|partition| {
-        let range = partition.range;
-        let head = heads(partition.file_system, range.len()).first().copied()?;
-        let start = range.start() + head.start();
-        (head.len() >= LEN).then(|| ByteRange::between(start, start + LEN))
-    });
-    let mut places: Vec<_> = places.collect();
-    places.sort_unstable();
-    places
 }
 
 /// The digest of what a plan does to a disk. The kernel's name for the disk is left out: it can

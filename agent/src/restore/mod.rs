@@ -238,7 +238,7 @@ impl<'a> Restore<'a> {
             let first = (plan.commit.is_empty() && !plan.keeps_table).then_some(first);
             // Where other partitions stay, no place of the disk is surely nobody's: there each volume has its own.
             let marker = marker::place(device.size()).filter(|_| !plan.keeps_table);
-            let volumes = marker::places_in_volumes(plan);
+            let volumes = covered::heads_of(plan, device.sector().bytes());
             let last = work::last_ranges(plan, marker, first);
             targets.push(Target {
                 device,
@@ -257,13 +257,13 @@ impl<'a> Restore<'a> {
         for (target, plan) in targets.iter().zip(&self.plan.disks) {
             let device = target.device.as_ref();
             let mut places = Vec::new();
-            for place in target.marker.iter().chain(&target.volumes) {
+            for place in target.markers() {
                 let mut bytes = vec![0; place.len() as usize];
                 device
                     .read_at(place.start(), &mut bytes)
-                    .map_err(io_error("reading", device, *place))?;
+                    .map_err(io_error("reading", device, place))?;
                 if marker::is_of(&bytes, &self.plan.restore_point, digest_of(plan)?) {
-                    places.push(*place);
+                    places.push(place);
                 }
             }
             if !places.is_empty() {
@@ -491,7 +491,13 @@ fn invalidate(
     marked: &[ByteRange],
 ) -> Result<(), Fault> {
     let device = target.device.as_ref();
-    let signs = first_signs(plan, device.sector().bytes());
+    // The one sector without which nothing is found first and alone: a power cut leaves what was there to the
+    // letter, or nothing that starts or looks whole.
+    let signs = if plan.keeps_table {
+        covered::signs_there(device, plan)
+    } else {
+        vec![ByteRange::between(0, device.sector().bytes())]
+    };
     // What starts the disk is gone before anything else of it is.
     for ranges in [&signs, &plan.invalidate, &target.last] {
         for range in ranges {
@@ -504,30 +510,11 @@ fn invalidate(
         }
         flush(target)?;
     }
-    let places = target.marker.iter().chain(&target.volumes);
-    for place in places.filter(|place| !marked.contains(place)) {
+    for place in target.markers().filter(|place| !marked.contains(place)) {
         let bytes = marker::encode(restore_point, digest_of(plan)?);
         device
             .write_at(place.start(), &bytes)
-            .map_err(io_error("writing", device, *place))?;
+            .map_err(io_error("writing", device, place))?;
     }
     flush(target)
-}
-
-/// What is made zero first and alone, so that a power cut leaves what was there to the letter or nothing that
-/// starts: the first sector of a disk, without which no firmware and no system finds anything on it; or, where only
-/// volumes are written, the places where file systems have what they are recognised by.
-fn first_signs(plan: &DiskPlan, sector: u64) -> Vec<ByteRange> {
-    if !plan.keeps_table {
-        return vec![ByteRange::between(0, sector)];
-    }
-    let partitions = plan.partitions.iter();
-    let signs = partitions.flat_map(|partition| {
-        // Btrfs has its superblock at 64 KiB, all others theirs in the first 4096 bytes.
-        [0, 64 << 10].map(|offset| {
-            let at = |offset: u64| (partition.range.start() + offset).min(partition.range.end());
-            ByteRange::between(at(offset), at(offset + 4096))
-        })
-    });
-    signs.filter(|sign| !sign.is_empty()).collect()
 }
