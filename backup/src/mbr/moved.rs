@@ -59,6 +59,13 @@ impl MbrTable {
             });
         }
         let moved = self.patched(&walk, &places, disk_sectors)?;
+        let records = moved.extended.iter().map(|(lba, _)| lba + 1);
+        if let Some(needed) = records.max().filter(|needed| *needed > disk_sectors) {
+            return Err(MbrError::TooSmall {
+                needed,
+                found: disk_sectors,
+            });
+        }
         let found: BTreeMap<_, _> = moved
             .partitions()?
             .into_iter()
