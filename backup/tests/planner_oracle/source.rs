@@ -87,7 +87,7 @@ impl Sparse {
     }
 
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
-        assert!(offset % 512 == 0 && offset + bytes.len() as u64 <= self.size);
+        assert!(offset.is_multiple_of(512) && offset + bytes.len() as u64 <= self.size);
         for (number, piece) in (0u64..).zip(bytes.chunks(512)) {
             let mut whole = [0; 512];
             whole[..piece.len()].copy_from_slice(piece);
