@@ -174,6 +174,13 @@ fn a_volume_that_does_not_come_leaves_the_rest_of_the_disk_as_it_was() {
     // It says of itself that it is not whole.
     let front = &after[12 << 20..(12 << 20) + 4096];
     assert!(front.starts_with(b"NBMARKER"));
+    let summary = capture(&bench.engine(), &point("rp-3"), Default::default()).unwrap();
+    assert!(
+        summary
+            .iter()
+            .any(|line| line.contains("holds only a part of rp-1")),
+        "{summary:?}"
+    );
 
     bench.inventory.disks = vec![disk("source", len)];
     capture(&bench.engine(), &point("rp-2"), Default::default()).unwrap();
