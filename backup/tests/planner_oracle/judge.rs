@@ -199,8 +199,9 @@ impl Case<'_> {
             .map(|index| changes[index].0.len())
             .sum();
         for (index, (part, more)) in changes.iter().enumerate() {
-            let due = takes(index).map_or(0.0, |most| {
-                (extra as f64 * part.len() as f64 / weight as f64).min((most - part.len()) as f64)
+            let due: f64 = takes(index).map_or(0.0, |most| {
+                (extra as f64 * part.len() as f64 / weight as f64)
+                    .min((most - part.len()).max(0) as f64)
             });
             let more = *more as f64;
             let (low, high) = (due - 2.0 * MIB as f64, due + 1.0);
