@@ -278,6 +278,50 @@ impl Device {
             && (self.align == 1 || memory.align_offset(MEMORY_ALIGN) == 0)
     }
 
+    /// What the kernel does not say of a disk that was pulled out: writes to it find "no space left".
+    fn explained(&self, error: io::Error) -> io::Error {
+        let is_there = || sys::block::size(self.file.as_fd()).is_ok_and(|size| size >= self.size);
+        if !self.is_block || is_there() {
+            return error;
+        }
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!(
+                "the disk is gone: it was unplugged, or its controller lost it ({error}); look at its cable and power"
+            ),
+        )
+    }
+
+    fn read_sectors(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let around = self.around(offset, buffer.len() as u64)?;
+        if around.len() == buffer.len() as u64 && self.is_aligned(around, buffer.as_ptr()) {
+            return self.file.read_exact_at(buffer, offset);
+        }
+        let mut bounce = AlignedBuffer::new(around.len() as usize);
+        self.file
+            .read_exact_at(bounce.bytes_mut(), around.start())?;
+        let skip = (offset - around.start()) as usize;
+        buffer.copy_from_slice(&bounce.bytes()[skip..skip + buffer.len()]);
+        Ok(())
+    }
+
+    fn write_sectors(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let around = self.around(offset, bytes.len() as u64)?;
+        let whole = around.len() == bytes.len() as u64;
+        if whole && self.is_aligned(around, bytes.as_ptr()) {
+            return self.file.write_all_at(bytes, offset);
+        }
+        let _patching = (!whole).then(|| self.patching());
+        let mut bounce = AlignedBuffer::new(around.len() as usize);
+        if !whole {
+            self.file
+                .read_exact_at(bounce.bytes_mut(), around.start())?;
+        }
+        let skip = (offset - around.start()) as usize;
+        bounce.bytes_mut()[skip..skip + bytes.len()].copy_from_slice(bytes);
+        self.file.write_all_at(bounce.bytes(), around.start())
+    }
+
     fn write_zeros(&self, range: ByteRange) -> io::Result<()> {
         let zeros = AlignedBuffer::new(ZERO_STEP.min(range.len()) as usize);
         let mut at = range.start();
@@ -304,33 +348,13 @@ impl BlockDevice for Device {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let around = self.around(offset, buffer.len() as u64)?;
-        if around.len() == buffer.len() as u64 && self.is_aligned(around, buffer.as_ptr()) {
-            return self.file.read_exact_at(buffer, offset);
-        }
-        let mut bounce = AlignedBuffer::new(around.len() as usize);
-        self.file
-            .read_exact_at(bounce.bytes_mut(), around.start())?;
-        let skip = (offset - around.start()) as usize;
-        buffer.copy_from_slice(&bounce.bytes()[skip..skip + buffer.len()]);
-        Ok(())
+        let read = self.read_sectors(offset, buffer);
+        read.map_err(|error| self.explained(error))
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let around = self.around(offset, bytes.len() as u64)?;
-        let whole = around.len() == bytes.len() as u64;
-        if whole && self.is_aligned(around, bytes.as_ptr()) {
-            return self.file.write_all_at(bytes, offset);
-        }
-        let _patching = (!whole).then(|| self.patching());
-        let mut bounce = AlignedBuffer::new(around.len() as usize);
-        if !whole {
-            self.file
-                .read_exact_at(bounce.bytes_mut(), around.start())?;
-        }
-        let skip = (offset - around.start()) as usize;
-        bounce.bytes_mut()[skip..skip + bytes.len()].copy_from_slice(bytes);
-        self.file.write_all_at(bounce.bytes(), around.start())
+        let written = self.write_sectors(offset, bytes);
+        written.map_err(|error| self.explained(error))
     }
 
     fn zero(&self, range: ByteRange) -> io::Result<()> {
@@ -357,7 +381,7 @@ impl BlockDevice for Device {
             {
                 self.write_zeros(range)
             }
-            other => other,
+            other => other.map_err(|error| self.explained(error)),
         }
     }
 
@@ -371,7 +395,8 @@ impl BlockDevice for Device {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        let flushed = self.file.sync_data();
+        flushed.map_err(|error| self.explained(error))
     }
 }
 

@@ -18,6 +18,7 @@ use crate::device::{BlockDevice, DiskReader};
 use crate::job::Engine;
 use crate::job::error::Fault;
 use crate::log::chain;
+use crate::restore::unfinished;
 
 /// The most bytes of plans that are kept until their region is read.
 pub(crate) const KEPT: usize = 16 << 20;
@@ -60,6 +61,7 @@ impl<'a> Source<'a> {
         log::info!("{}:", disk.describe());
         let device = Arc::new(PlainDisk::open(engine, disk, device, &layout.regions)?);
         let (mut planned, mut regions) = (Vec::new(), Vec::new());
+        let mut layout_warnings = layout.warnings;
         for layout in layout.regions {
             engine.check_cancelled()?;
             let reader = DiskReader(device.as_ref());
@@ -70,13 +72,19 @@ impl<'a> Source<'a> {
             };
             let plan = survey_region(&reader, place.clone(), sector.bytes());
             log::info!("  {plan}");
+            if let Some(point) = unfinished(device.as_ref(), &plan.kind, plan.range) {
+                layout_warnings.push(format!(
+                    "{} holds only a part of {point}, because its restore was interrupted: restore it again",
+                    plan.range
+                ));
+            }
             regions.push(Region {
                 was_encrypted: opened.map(|(with, _)| with.to_owned()),
                 ..region(&plan)
             });
             planned.push(KeptPlan::new(place, plan, left));
         }
-        for warning in layout.warnings {
+        for warning in layout_warnings {
             log::warn!("{}: {warning}", disk.name);
             warnings.push(format!("{}: {warning}", disk.name));
         }

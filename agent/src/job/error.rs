@@ -174,6 +174,8 @@ pub(crate) enum Touched {
     Begun,
     /// Writing has begun, to some partitions only.
     Volumes,
+    /// Those partitions are written; their file systems grow, or get ids of their own.
+    VolumesWhole,
     /// All but the first sectors is written and checked; those, by which a disk starts, are being
     /// written.
     Committing,
@@ -196,6 +198,10 @@ pub(crate) fn report(fault: &Fault, touched: Touched) -> JobError {
         Touched::Volumes => {
             "the chosen partitions were partly written and hold nothing usable, all else on the disk \
              is as it was; start the same restore again"
+        }
+        Touched::VolumesWhole => {
+            "the data of the chosen partitions is written and whole; only what is named above is not done; \
+             start the same restore again"
         }
         Touched::Committing => {
             "the data is written and whole, but not each disk is known to have its first sector, by \

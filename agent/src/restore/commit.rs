@@ -95,7 +95,7 @@ fn range(write: &Write) -> ByteRange {
 }
 
 /// Writes and flushes.
-fn put(device: &dyn BlockDevice, write: &Write) -> Result<(), Fault> {
+pub(super) fn put(device: &dyn BlockDevice, write: &Write) -> Result<(), Fault> {
     let (what, offset) = (&write.what, write.offset);
     log::info!("{}: writing {what} at byte {offset}", device.name());
     device
@@ -107,7 +107,7 @@ fn put(device: &dyn BlockDevice, write: &Write) -> Result<(), Fault> {
 }
 
 /// Reads again.
-fn check(device: &dyn BlockDevice, write: &Write) -> Result<(), Fault> {
+pub(super) fn check(device: &dyn BlockDevice, write: &Write) -> Result<(), Fault> {
     let mut found = vec![0; write.bytes.len()];
     device
         .read_at(write.offset, &mut found)

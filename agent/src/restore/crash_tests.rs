@@ -82,12 +82,14 @@ impl Medium {
         Self::new(bytes)
     }
 
+    /// Whether it boots by itself, as the head of `kill_tests` defines it.
     pub(super) fn starts(&self) -> bool {
-        self.durable[510..512] == [0x55, 0xaa]
+        let first = &self.durable[..512];
+        first[510..] == [0x55, 0xaa] || matches!(first[0], 0xe9 | 0xeb)
     }
 }
 
-struct CrashDisk(Arc<Mutex<Medium>>);
+pub(super) struct CrashDisk(pub(super) Arc<Mutex<Medium>>);
 
 impl BlockDevice for CrashDisk {
     fn name(&self) -> &str {
@@ -95,7 +97,7 @@ impl BlockDevice for CrashDisk {
     }
 
     fn size(&self) -> u64 {
-        SIZE
+        self.0.lock().unwrap().live.len() as u64
     }
 
     fn sector(&self) -> SectorSize {
@@ -273,14 +275,21 @@ pub(super) fn try_restore(
     server: &FakeServer,
     medium: Medium,
 ) -> (Medium, u64, Result<Vec<String>, JobError>) {
+    try_restore_as(server, disk("target", SIZE), &Choices::default(), medium)
+}
+
+/// The same with choices, to a disk that the machine reports so.
+pub(super) fn try_restore_as(
+    server: &FakeServer,
+    target: Disk,
+    choices: &Choices,
+    medium: Medium,
+) -> (Medium, u64, Result<Vec<String>, JobError>) {
     let medium = Arc::new(Mutex::new(medium));
-    let bench = Bench::new(
-        CrashMachine(Arc::clone(&medium)),
-        vec![disk("target", SIZE)],
-    );
+    let bench = Bench::new(CrashMachine(Arc::clone(&medium)), vec![target]);
     let mut engine = bench.engine();
     engine.server = server;
-    let result = restore(&engine, &point("rp-1"), &Choices::default());
+    let result = restore(&engine, &point("rp-1"), choices);
     let fetched = engine.tracker.network_bytes();
     let medium = medium.lock().unwrap().clone();
     (medium, fetched, result)
@@ -290,6 +299,8 @@ pub(super) fn old_disk() -> Medium {
     static OLD: OnceLock<Vec<u8>> = OnceLock::new();
     let old = OLD.get_or_init(|| {
         let mut old = noise(40, SIZE as usize);
+        // So that a start is ours.
+        old[0] = 0;
         old[510..512].copy_from_slice(&[0, 0]);
         old
     });

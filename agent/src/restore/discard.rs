@@ -82,7 +82,7 @@ impl<'a> Emptying<'a> {
         Self {
             target,
             own,
-            kept: merged(kept.chain(tables)),
+            kept: merged(kept.chain(tables).chain(target.markers())),
             at: 0,
             bytes: 0,
             can: true,
@@ -209,6 +209,7 @@ mod tests {
             last: Vec::new(),
             first: None,
             marker: None,
+            volumes: Vec::new(),
         };
         let mut emptying = Emptying {
             target: &target,

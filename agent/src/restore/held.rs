@@ -33,23 +33,26 @@ impl Held {
     }
 }
 
-/// The held parts with their ranges, without what the commit writes: the marker's sector, and the
-/// first sector of a disk without a table.
+/// The held parts with their ranges, without what comes after them: the marker's sector, the first sector of a
+/// disk without a table, and what chosen volumes are recognised by.
 pub(super) fn before_commit<'h>(
     targets: &[Target],
     held: &'h [Held],
 ) -> impl Iterator<Item = (&'h Held, ByteRange)> {
-    let places: Vec<_> = targets
-        .iter()
-        .map(|target| (target.marker, target.first))
-        .collect();
+    let places: Vec<_> = targets.iter().map(later).collect();
     held.iter().flat_map(move |part| {
-        let (marker, first) = places.get(part.disk).copied().unwrap_or_default();
-        work::without(part.range(), marker)
-            .into_iter()
-            .flat_map(move |range| work::without(range, first))
-            .map(move |range| (part, range))
+        let places = places.get(part.disk).map_or(&[][..], Vec::as_slice);
+        let parts = work::split(part.range(), places).into_iter();
+        let now = parts.filter(|(_, is_later)| !is_later);
+        now.map(move |(range, _)| (part, range)).collect::<Vec<_>>()
     })
+}
+
+/// The places of a disk that are written after its held parts, in order; they do not overlap.
+fn later(target: &Target) -> Vec<ByteRange> {
+    let mut places: Vec<_> = target.markers().chain(target.first).collect();
+    places.sort_unstable();
+    places
 }
 
 /// What belongs in a place of a disk; zeros where the backup has nothing.

@@ -171,10 +171,15 @@ fn a_volume_that_does_not_come_leaves_the_rest_of_the_disk_as_it_was() {
     let after = fs::read(&target).unwrap();
     assert!(before[..12 << 20] == after[..12 << 20]);
     assert!(before[32 << 20..] == after[32 << 20..]);
+    // It says of itself that it is not whole.
+    let front = &after[12 << 20..(12 << 20) + 4096];
+    assert!(front.starts_with(b"NBMARKER"));
+    let summary = capture(&bench.engine(), &point("rp-3"), Default::default()).unwrap();
     assert!(
-        after[12 << 20..(12 << 20) + 4096]
+        summary
             .iter()
-            .all(|byte| *byte == 0)
+            .any(|line| line.contains("holds only a part of rp-1")),
+        "{summary:?}"
     );
 
     bench.inventory.disks = vec![disk("source", len)];

@@ -1,6 +1,8 @@
 //! The marker: a sector on a target disk that says which restore is under way.
 //!
-//! It lies in the last 4096 bytes of the first MiB, where no firmware looks for anything to start.
+//! It lies in the last 4096 bytes of the first MiB, where no firmware looks for anything to start. Where only chosen
+//! volumes are written, each has one in place of the bytes by which its file system is recognised
+//! ([`super::covered`]): nothing takes the volume for one that is whole, and the same restore knows it.
 //! The bytes are described in `docs/formats/marker.md`:
 //!
 //! ```text
@@ -11,9 +13,11 @@
 //! Invariant: a marker that does not check out is no marker; a resume is then a restore from the
 //! beginning, which is slower but never wrong.
 
-use backup::manifest::RestorePointId;
+use backup::manifest::{RegionKind, RestorePointId};
 use backup::plan::DiskPlan;
 use backup::{ByteRange, Digest};
+
+use crate::device::BlockDevice;
 
 /// Length of a marker in bytes: a sector of any size.
 pub(crate) const LEN: u64 = 4096;
@@ -57,6 +61,37 @@ pub(crate) fn is_of(bytes: &[u8], restore_point: &RestorePointId, plan: Digest) 
     bytes == encode(restore_point, plan)
 }
 
+/// The restore point of a marker, whichever restore left it.
+fn restore_point_of(bytes: &[u8]) -> Option<RestorePointId> {
+    let id = bytes.get(16..80)?.split(|byte| *byte == 0).next()?;
+    let id = RestorePointId::try_from(String::from_utf8(id.to_vec()).ok()?).ok()?;
+    let plan: [u8; Digest::LEN] = bytes.get(80..BODY)?.try_into().ok()?;
+    is_of(bytes, &id, Digest::from_bytes(plan)).then_some(id)
+}
+
+/// The restore point of which a region holds only a part, because its restore was interrupted. A disk that cannot
+/// be read has none; whoever reads it next says why.
+pub(crate) fn unfinished(
+    device: &dyn BlockDevice,
+    kind: &RegionKind,
+    region: ByteRange,
+) -> Option<RestorePointId> {
+    let at = |offset: u64| Some(region.start() + offset);
+    let places = match kind {
+        RegionKind::WholeDisk => [place(device.size()).map(|place| place.start()), None],
+        // Where file systems are recognised; Btrfs at 64 KiB.
+        RegionKind::Partition { .. } => [at(0), at(64 << 10)],
+        RegionKind::Gap => [None, None],
+    };
+    let places = places.into_iter().flatten();
+    let mut inside = places.filter(|start| start + LEN <= region.end());
+    inside.find_map(|start| {
+        let mut bytes = vec![0; LEN as usize];
+        device.read_at(start, &mut bytes).ok()?;
+        restore_point_of(&bytes)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +109,7 @@ mod tests {
             assert!(is_of(&marker, &id(name), plan));
             assert!(!is_of(&marker, &id("rp-2"), plan));
             assert!(!is_of(&marker, &id(name), other));
+            assert_eq!(restore_point_of(&marker), Some(id(name)));
         }
     }
 
@@ -85,6 +121,7 @@ mod tests {
             let mut damaged = marker;
             damaged[at] ^= 1;
             assert!(!is_of(&damaged, &name, plan), "byte {at}");
+            assert_eq!(restore_point_of(&damaged), None, "byte {at}");
         }
     }
 

@@ -25,9 +25,11 @@ use crate::job::identity::{self, Renewed};
 use crate::job::platform::Loader;
 use crate::job::{Engine, JobError};
 use commit::Writes;
+use covered::Covered;
 use fetch::Fetched;
 use held::{Held, before_commit, contents};
 use lists::{KEPT, Lists};
+pub(crate) use marker::unfinished;
 use pipeline::{Pipeline, Purpose};
 use shrink::Tail;
 use sources::{Pieces, Source};
@@ -38,6 +40,7 @@ use written::Written;
 mod batch;
 mod commit;
 mod compare;
+mod covered;
 mod discard;
 mod fetch;
 mod held;
@@ -57,6 +60,8 @@ mod crash_tests;
 mod kill_tests;
 #[cfg(test)]
 mod loop_tests;
+#[cfg(test)]
+mod mapping_crash_tests;
 #[cfg(test)]
 mod mapping_tests;
 #[cfg(test)]
@@ -147,7 +152,7 @@ impl<'a> Restore<'a> {
 
     fn run(self, touched: &mut Touched) -> Result<Vec<String>, Fault> {
         let targets = self.open()?;
-        let known = self.read_markers(&targets)?;
+        let marked = self.read_markers(&targets)?;
         self.engine.check_cancelled()?;
 
         let only_volumes = self.plan.disks.iter().all(|plan| plan.keeps_table);
@@ -156,10 +161,10 @@ impl<'a> Restore<'a> {
         } else {
             Touched::Begun
         };
-        for ((target, plan), known) in targets.iter().zip(&self.plan.disks).zip(&known) {
-            invalidate(target, plan, &self.plan.restore_point, *known)?;
+        for ((target, plan), marked) in targets.iter().zip(&self.plan.disks).zip(&marked) {
+            invalidate(target, plan, &self.plan.restore_point, marked)?;
         }
-        let compares = self.compares(&targets, &known)?;
+        let compares = self.compares(&targets, &marked)?;
         let pieces = Pieces::new(&self.lists, &self.sources);
         discard::discard(self.engine, &targets, &self.plan.disks, pieces)?;
         let fetched = Fetched::default();
@@ -167,8 +172,14 @@ impl<'a> Restore<'a> {
         self.write_held(&targets, &held)?;
         self.verify(&targets, &held)?;
 
-        let mut sentences = shrink::shrink(self.engine, &targets, &self.tails)?;
-        sentences.extend(sectors::change(self.engine, &targets, &self.plan.disks)?);
+        let covered = covered::disks(&targets, &held);
+        let mut sentences = shrink::shrink(self.engine, &covered, &self.tails)?;
+        sentences.extend(sectors::change(self.engine, &covered, &self.plan.disks)?);
+        covered.iter().try_for_each(Covered::uncover)?;
+        drop(covered);
+        if only_volumes {
+            *touched = Touched::VolumesWhole;
+        }
         let mut writes = self.commit_writes(&targets, &held);
         drop(targets);
         self.finish_volumes(&mut sentences)?;
@@ -231,49 +242,53 @@ impl<'a> Restore<'a> {
             }
             let first = ByteRange::between(0, device.sector().bytes());
             let first = (plan.commit.is_empty() && !plan.keeps_table).then_some(first);
-            // Where other partitions stay, there is no place for a marker that is surely nobody's.
+            // Where other partitions stay, no place of the disk is surely nobody's: there each volume has its own.
             let marker = marker::place(device.size()).filter(|_| !plan.keeps_table);
+            let volumes = covered::heads_of(plan, device.sector().bytes());
             let last = work::last_ranges(plan, marker, first);
             targets.push(Target {
                 device,
                 last,
                 first,
                 marker,
+                volumes,
             });
         }
         Ok(targets)
     }
 
-    /// For each disk whether its marker says that this very restore was under way.
-    fn read_markers(&self, targets: &[Target]) -> Result<Vec<bool>, Fault> {
-        let mut known = Vec::with_capacity(targets.len());
+    /// For each disk the markers that say that this very restore was under way: their places, in order.
+    fn read_markers(&self, targets: &[Target]) -> Result<Vec<Vec<ByteRange>>, Fault> {
+        let mut marked = Vec::with_capacity(targets.len());
         for (target, plan) in targets.iter().zip(&self.plan.disks) {
             let device = target.device.as_ref();
-            let Some(place) = target.marker else {
-                known.push(false);
-                continue;
-            };
-            let mut bytes = vec![0; place.len() as usize];
-            device
-                .read_at(place.start(), &mut bytes)
-                .map_err(io_error("reading", device, place))?;
-            let is_known = marker::is_of(&bytes, &self.plan.restore_point, digest_of(plan)?);
-            if is_known {
+            let mut places = Vec::new();
+            for place in target.markers() {
+                let mut bytes = vec![0; place.len() as usize];
+                device
+                    .read_at(place.start(), &mut bytes)
+                    .map_err(io_error("reading", device, place))?;
+                if marker::is_of(&bytes, &self.plan.restore_point, digest_of(plan)?) {
+                    places.push(place);
+                }
+            }
+            if !places.is_empty() {
                 log::info!(
                     "{}: this restore was interrupted; it goes on",
                     device.name()
                 );
             }
-            known.push(is_known);
+            marked.push(places);
         }
-        Ok(known)
+        Ok(marked)
     }
 
     /// For each disk whether it is compared: after an interruption, and when it holds some of the data.
-    fn compares(&self, targets: &[Target], known: &[bool]) -> Result<Vec<bool>, Fault> {
+    fn compares(&self, targets: &[Target], marked: &[Vec<ByteRange>]) -> Result<Vec<bool>, Fault> {
         let mut compares = Vec::with_capacity(targets.len());
-        for (disk, (target, known)) in targets.iter().zip(known).enumerate() {
-            let holds_some = *known || {
+        for (disk, (target, marked)) in targets.iter().zip(marked).enumerate() {
+            let known = !marked.is_empty();
+            let holds_some = known || {
                 let samples = sources::samples(&self.lists, &self.sources, disk)?;
                 compare::holds_some(target, &samples)
             };
@@ -481,15 +496,21 @@ fn invalidate(
     target: &Target,
     plan: &DiskPlan,
     restore_point: &RestorePointId,
-    known: bool,
+    marked: &[ByteRange],
 ) -> Result<(), Fault> {
     let device = target.device.as_ref();
-    let place = target.marker;
-    let spared = if known { place } else { None };
-    // Two steps: what starts the disk is gone before anything else of it is.
-    for ranges in [&plan.invalidate, &target.last] {
+    // The one sector without which nothing is found first and alone: a power cut leaves what was there to the
+    // letter, or nothing that starts or looks whole.
+    let signs = if plan.keeps_table {
+        covered::signs_there(device, plan)
+    } else {
+        vec![ByteRange::between(0, device.sector().bytes())]
+    };
+    // What starts the disk is gone before anything else of it is.
+    for ranges in [&signs, &plan.invalidate, &target.last] {
         for range in ranges {
-            for part in work::without(*range, spared) {
+            let parts = work::split(*range, marked).into_iter();
+            for (part, _) in parts.filter(|(_, is_marked)| !is_marked) {
                 device
                     .zero(part)
                     .map_err(io_error("zeroing", device, part))?;
@@ -497,12 +518,11 @@ fn invalidate(
         }
         flush(target)?;
     }
-    if let (Some(place), false) = (place, known) {
+    for place in target.markers().filter(|place| !marked.contains(place)) {
         let bytes = marker::encode(restore_point, digest_of(plan)?);
         device
             .write_at(place.start(), &bytes)
             .map_err(io_error("writing", device, place))?;
-        flush(target)?;
     }
-    Ok(())
+    flush(target)
 }

@@ -8,7 +8,7 @@ use backup::filesystem::detect::detect;
 use backup::filesystem::{Section, fat_sectors};
 use backup::plan::{DiskPlan, SectorChange};
 
-use super::write::Target;
+use super::covered::Covered;
 use crate::device::{BlockDevice, DiskReader, io_error};
 use crate::job::Engine;
 use crate::job::error::Fault;
@@ -22,11 +22,11 @@ const MOST: u64 = 128 << 20;
 /// A disk that fails, or a volume that cannot have such sectors.
 pub(super) fn change(
     engine: &Engine<'_>,
-    targets: &[Target],
+    disks: &[Covered<'_>],
     plans: &[DiskPlan],
 ) -> Result<Vec<String>, Fault> {
     let mut sentences = Vec::new();
-    for (target, plan) in targets.iter().zip(plans) {
+    for (disk, plan) in disks.iter().zip(plans) {
         for change in &plan.sectors {
             engine.check_cancelled()?;
             let partition = plan
@@ -34,7 +34,7 @@ pub(super) fn change(
                 .iter()
                 .find(|one| one.number == change.partition)
                 .ok_or_else(|| Fault::Internal(format!("no partition {}", change.partition)))?;
-            change_one(target.device.as_ref(), partition.range, change)?;
+            change_one(disk, partition.range, change)?;
             sentences.push(format!(
                 "The {} in partition {} has sectors of {} bytes now.",
                 change.file_system,

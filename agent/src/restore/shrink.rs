@@ -16,14 +16,16 @@ use backup::units::HumanBytes;
 use backup::{ByteRange, Digest};
 use protocol::progress::Stage;
 
+use super::covered::Covered;
 use super::lists::Lists;
 use super::work::Piece;
-use super::write::Target;
 use crate::device::{BlockDevice, DiskReader};
 use crate::job::Engine;
 use crate::job::error::Fault;
 use image::Image;
 
+#[cfg(test)]
+mod crash_tests;
 mod image;
 mod served;
 #[cfg(test)]
@@ -119,7 +121,7 @@ pub(super) fn check(plan: &RestorePlan) -> Result<(), Fault> {
 /// A tool that fails, a server that does not give the tail, and a volume that does not fit after all.
 pub(super) fn shrink(
     engine: &Engine<'_>,
-    targets: &[Target],
+    disks: &[Covered<'_>],
     tails: &[Tail],
 ) -> Result<Vec<String>, Fault> {
     if tails.is_empty() {
@@ -129,10 +131,10 @@ pub(super) fn shrink(
     let mut sentences = Vec::new();
     for tail in tails {
         engine.check_cancelled()?;
-        let target = targets
+        let disk = disks
             .get(tail.disk)
             .ok_or_else(|| Fault::Internal(format!("no target disk {}", tail.disk)))?;
-        shrink_one(engine, target.device.as_ref(), tail)?;
+        shrink_one(engine, disk, tail)?;
         let Shrink {
             partition,
             file_system,

@@ -212,16 +212,6 @@ pub(crate) fn split(range: ByteRange, last: &[ByteRange]) -> Vec<(ByteRange, boo
     parts
 }
 
-/// `range` without the bytes of `hole`.
-pub(crate) fn without(range: ByteRange, hole: Option<ByteRange>) -> Vec<ByteRange> {
-    let holes: Vec<_> = hole.into_iter().collect();
-    split(range, &holes)
-        .into_iter()
-        .filter(|(_, held)| !held)
-        .map(|(part, _)| part)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};

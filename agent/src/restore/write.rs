@@ -8,6 +8,7 @@ use backup::ByteRange;
 use backup::chunk::Content;
 
 use super::batch::{Loaded, Run};
+use super::covered::Head;
 use super::held::Held;
 use super::work::split;
 use crate::device::{BlockDevice, io_error};
@@ -26,6 +27,16 @@ pub(crate) struct Target {
     pub(crate) first: Option<ByteRange>,
     /// Where the marker is; none where the disk is too small, or not all of it is written.
     pub(crate) marker: Option<ByteRange>,
+    /// What chosen volumes are recognised by, in order, when they are all that is written.
+    pub(crate) volumes: Vec<Head>,
+}
+
+impl Target {
+    /// Where its markers are, in order.
+    pub(crate) fn markers(&self) -> impl Iterator<Item = ByteRange> {
+        let volumes = self.volumes.iter().map(|head| head.place);
+        self.marker.into_iter().chain(volumes)
+    }
 }
 
 /// Writes to the targets, which are numbered as in the plan.

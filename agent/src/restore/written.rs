@@ -142,6 +142,7 @@ mod tests {
             last: vec![held],
             first: None,
             marker: None,
+            volumes: Vec::new(),
         }];
         let loaded = || {
             let pieces = chunks.iter().enumerate().map(|(number, chunk)| Piece {

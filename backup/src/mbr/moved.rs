@@ -10,20 +10,23 @@ use crate::little_endian::put32;
 use crate::manifest::Blob;
 use crate::plan::TableWrite;
 
-/// How far what is at an LBA moves, by the partition that it is before.
-struct Shifts(Vec<(u64, u64)>);
+/// How far what is at an LBA moves, by the partition that it is before; or by the end of the last one.
+struct Shifts {
+    before: Vec<(u64, u64)>,
+    behind: u64,
+}
 
 impl Shifts {
-    /// From first LBA and shift of each partition.
-    fn new(mut shifts: Vec<(u64, u64)>) -> Self {
-        shifts.sort_unstable();
-        Self(shifts)
+    /// From first LBA and shift of each partition, and the shift of the last one's end.
+    fn new(mut before: Vec<(u64, u64)>, behind: u64) -> Self {
+        before.sort_unstable();
+        Self { before, behind }
     }
 
     /// Where it goes.
     fn moved(&self, lba: u64) -> Result<u64, MbrError> {
-        let next = self.0.iter().find(|(first, _)| *first >= lba);
-        let shift = next.or(self.0.last()).map_or(0, |(_, shift)| *shift);
+        let next = self.before.iter().find(|(first, _)| *first >= lba);
+        let shift = next.map_or(self.behind, |(_, shift)| *shift);
         let moved = lba.checked_sub(shift).filter(|moved| *moved > 0);
         moved.ok_or(MbrError::Record {
             lba,
@@ -56,6 +59,13 @@ impl MbrTable {
             });
         }
         let moved = self.patched(&walk, &places, disk_sectors)?;
+        let records = moved.extended.iter().map(|(lba, _)| lba + 1);
+        if let Some(needed) = records.max().filter(|needed| *needed > disk_sectors) {
+            return Err(MbrError::TooSmall {
+                needed,
+                found: disk_sectors,
+            });
+        }
         let found: BTreeMap<_, _> = moved
             .partitions()?
             .into_iter()
@@ -94,7 +104,12 @@ impl MbrTable {
             let first = found.partition.first_lba;
             shifts.push((first, first - place(found.partition.number)?.0));
         }
-        let shifts = Shifts::new(shifts);
+        let mut behind = (0, 0);
+        for found in &walk.found {
+            let (old, (_, new)) = (found.partition.last_lba, place(found.partition.number)?);
+            behind = behind.max((old, old - new));
+        }
+        let shifts = Shifts::new(shifts, behind.1);
         let mut first_sector = self.first_sector.0.clone();
         let mut records = Vec::with_capacity(walk.records.len());
         for (lba, bytes) in &walk.records {
@@ -124,7 +139,9 @@ impl MbrTable {
                     new.map_or(found.partition.last_lba, |place| place.1),
                 )
             });
-            let (old_end, new_end) = ends.max().unwrap_or((last, last));
+            let own = walk.records.iter().zip(&records);
+            let own = own.map(|((old, _), (new, _))| (*old, *new));
+            let (old_end, new_end) = ends.chain(own).max().unwrap_or((last, last));
             let new_base = shifts.moved(base)?;
             for (index, link) in walk.links.iter().enumerate() {
                 let (Some((_, old)), Some((next, _))) =
@@ -149,7 +166,7 @@ impl MbrTable {
                     put_place(record, *link, new_base, (next, end));
                 }
             }
-            // As far as it reached behind its last partition, when there is room for that.
+            // As far as it reached behind its last partition or record, when there is room for that.
             let kept = (last + 1).saturating_sub(old_end - new_end);
             let end = kept.min(disk_sectors).max(new_end + 1);
             put_place(&mut first_sector, slot, 0, (new_base, end - 1));

@@ -350,7 +350,15 @@ impl<'a> DiskPlanner<'a> {
             _ => region.range.end(),
         };
         match (last, &self.image.table) {
-            (Some(last), _) => last.range(self.image.logical_sector).end(),
+            (Some(last), table) => {
+                // An extended partition with nothing in it may be behind all others.
+                let own = match table {
+                    PartitionTable::Mbr(table) => table.sectors().unwrap_or_default(),
+                    _ => Vec::new(),
+                };
+                let own = own.last().map_or(0, |sector| sector.end());
+                last.range(self.image.logical_sector).end().max(own)
+            }
             (None, PartitionTable::None) => {
                 self.image.regions.iter().map(saved_end).max().unwrap_or(0)
             }

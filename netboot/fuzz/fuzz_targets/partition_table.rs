@@ -49,7 +49,16 @@ fuzz_target!(|bytes: &[u8]| {
         for partition in partitions.into_iter().flatten() {
             let _ = table.resized_for(other, Some((partition.number, other / sector_len - 1)));
             let half = partition.first_lba + (partition.last_lba - partition.first_lba) / 2;
-            let _ = table.moved_for(other, &[(partition.number, partition.first_lba / 2, half)]);
+            let moved = (partition.number, partition.first_lba / 2, half);
+            if let Ok(writes) = table.moved_for(other, &[moved]) {
+                let mut target = SparseDisk::empty(other);
+                target.commit(&writes);
+                let again = read_mbr(&target, other, sector).expect("readable");
+                let found = again.partitions().expect("partitions");
+                let found = found.iter().find(|one| one.number == partition.number);
+                let found = found.map(|one| (one.number, one.first_lba, one.last_lba));
+                assert_eq!(found, Some(moved));
+            }
         }
     }
 });

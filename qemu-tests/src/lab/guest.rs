@@ -322,6 +322,11 @@ impl Guest {
         self.control("set-action", json!({ "reboot": action }))
     }
 
+    /// Pulls out a disk, counted from 0 in the order of the configuration; its system is asked to let it go.
+    pub(crate) fn pull_disk(&mut self, index: usize) -> Result<(), GuestError> {
+        self.control("device_del", json!({ "id": format!("disk{index}") }))
+    }
+
     /// Saves what the screen shows, as a PPM picture.
     pub(crate) fn screenshot(&mut self, path: &Path) -> Result<(), GuestError> {
         self.control("screendump", json!({ "filename": path }))
@@ -516,7 +521,9 @@ fn arguments(config: &GuestConfig, console: &Path, control: &Path) -> Vec<String
         };
         add(&[
             "-device",
-            &format!("{device},drive=d{index},serial={serial},bootindex={order}{sectors}"),
+            &format!(
+                "{device},id=disk{index},drive=d{index},serial={serial},bootindex={order}{sectors}"
+            ),
         ]);
     }
     arguments

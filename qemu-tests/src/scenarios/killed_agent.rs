@@ -1,6 +1,6 @@
-//! Kill anywhere: the agent is killed at random moments of a restore, now and then the server with it; the disk
-//! must not have its first sector before all of it is there, and the next agent must make it byte for byte what a
-//! restore that nobody disturbs makes of it.
+//! Kill anywhere: at random moments of a restore the agent is killed, or its server with it; or the server alone is
+//! killed and started again, or the link is lost for a while, and the agent goes on by itself. The disk must not have
+//! its first sector before all of it is there, and must end byte for byte as after a restore that nobody disturbs.
 //!
 //! The agent runs as a program on this computer, on an image file, which stands for a disk whose cache survives:
 //! what a power cut makes of writes that were not flushed is played by the agent's own tests.
@@ -15,18 +15,18 @@ use anyhow::{Context, bail, ensure};
 use protocol::job::JobState;
 
 use super::file_systems::{agent, shell};
+use super::relay::Relay;
 use super::stage::Stage;
 use crate::lab::deadline::Deadline;
 use crate::lab::disk;
 use crate::lab::server::{Server, ServerConfig};
 use crate::lab::tool;
 
-const SIZE: u64 = 96 << 20;
+/// Bytes of the disk.
+pub(super) const SIZE: u64 = 96 << 20;
 const TICK: Duration = Duration::from_millis(20);
-const POINTS: u64 = 6;
+const POINTS: u64 = 20;
 const MANY_POINTS: u64 = 200;
-/// Of so many points one takes the server away, too.
-const SERVER_EVERY: u64 = 3;
 /// A disk with a table, and files that do not compress; `$1` is the image, `$2` a folder.
 const MAKE: &str = "for number in $(seq 40); do head -c 1500000 /dev/urandom >\"$2/$number\"; done
     mke2fs -q -F -t ext4 -d \"$2\" -E offset=1048576 \"$1\" 94M";
@@ -41,10 +41,34 @@ pub(super) fn play_long(stage: &Stage<'_>) -> anyhow::Result<()> {
     kill(stage, MANY_POINTS)
 }
 
+/// What happens at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blow {
+    AgentDies,
+    AgentAndServerDie,
+    ServerRestarts,
+    LinkIsLost,
+}
+
+impl Blow {
+    const ALL: [Self; 4] = [
+        Self::AgentDies,
+        Self::LinkIsLost,
+        Self::AgentAndServerDie,
+        Self::ServerRestarts,
+    ];
+
+    const fn kills_agent(self) -> bool {
+        matches!(self, Self::AgentDies | Self::AgentAndServerDie)
+    }
+}
+
 struct Scene<'a> {
     stage: &'a Stage<'a>,
     agent: PathBuf,
     server: Server,
+    /// The way from the agent to the server.
+    link: Relay,
     point: String,
     /// Full of old data.
     old: PathBuf,
@@ -62,49 +86,54 @@ fn kill(stage: &Stage<'_>, points: u64) -> anyhow::Result<()> {
         scene.wait_for_end(&mut agent, &job)?;
         usual = usual.max(began.elapsed());
     }
+    stage.say(&format!("undisturbed it takes {usual:.1?}"));
     let whole = fs::read(&scene.target)?;
-    ensure!(whole[510..512] == [0x55, 0xaa], "the disk does not start");
+    ensure!(starts(&whole), "the disk does not start");
+    let old = fs::read(&scene.old)?;
     let mut dice = Dice(points);
-    let (mut early, mut begun) = (0, 0);
-    for number in 0..points {
-        disk::copy(&scene.old, &scene.target)?;
-        let (mut agent, job) = scene.order()?;
+    let (mut early, mut begun) = ([0; 4], 0);
+    for (number, (kind, blow)) in (0..points).zip(Blow::ALL.into_iter().enumerate().cycle()) {
         let wait = usual.mul_f64(dice.share());
-        thread::sleep(wait);
-        if number % SERVER_EVERY == 0 {
-            scene.server.kill();
-            thread::sleep(usual.mul_f64(dice.share() / 4.0));
-        }
-        agent.kill()?;
-        agent.wait()?;
-        let found = fs::read(&scene.target)?;
-        let starts = found[510..512] == [0x55, 0xaa];
+        let what = || format!("point {number}, {blow:?} after {wait:.2?}");
+        let away = usual.mul_f64(dice.share() / 4.0);
+        let (found, ended) = scene.strike(blow, (wait, away)).with_context(what)?;
         ensure!(
-            !starts || found == whole,
-            "point {number}, killed after {wait:?}: the disk starts and is not whole"
+            !starts(&found) || found == whole,
+            "{}: the disk starts and is not whole",
+            what()
         );
-        early += u64::from(!starts);
-        begun += u64::from(found[..] != fs::read(&scene.old)?[..]);
-        if number % SERVER_EVERY == 0 {
-            scene.server.start_again()?;
-        }
-        let mut agent = scene.join()?;
-        scene
-            .wait_for_end(&mut agent, &job)
-            .with_context(|| format!("point {number}, killed after {wait:?}"))?;
+        early[kind] += u64::from(!starts(&found));
+        begun += u64::from(found != old);
+        ended.with_context(what)?;
         ensure!(
             fs::read(&scene.target)? == whole,
-            "point {number}, killed after {wait:?}: other bytes than without"
+            "{}: other bytes than without",
+            what()
         );
+        if number % 20 == 19 {
+            stage.say(&format!("{} of {points} moments", number + 1));
+        }
     }
     ensure!(
-        begun > 0 && early > 0,
-        "no restore was killed in its middle"
+        begun > 0 && early.iter().all(|early| *early > 0),
+        "no restore was disturbed in its middle: {early:?}"
     );
+    let kinds = Blow::ALL.map(|blow| format!("{blow:?}"));
+    let counts = kinds.iter().zip(early);
+    let counts: Vec<_> = counts
+        .map(|(kind, count)| format!("{kind} {count}"))
+        .collect();
     stage.say(&format!(
-        "killed {points} times: {begun} disks were begun, {early} did not start, each was whole in the end"
+        "disturbed {points} times: {begun} disks were begun; of those that did not start yet: {}; each was whole in the end",
+        counts.join(", ")
     ));
     Ok(())
+}
+
+/// Whether BIOS, UEFI or a system would find anything on the disk: all of them want the signature at the end of its
+/// first sector.
+fn starts(disk: &[u8]) -> bool {
+    disk[510..512] == [0x55, 0xaa]
 }
 
 /// Numbers that are the same each time.
@@ -125,12 +154,9 @@ impl<'a> Scene<'a> {
     fn set(stage: &'a Stage<'a>) -> anyhow::Result<Self> {
         let agent = agent(stage).or_else(|_| stage.program("agent"))?;
         let place = |name: &str| stage.disks().join(name);
-        let (files, tree, source) = (place("boot"), place("tree"), place("source.raw"));
+        let files = place("boot");
         fs::create_dir_all(&files)?;
-        fs::create_dir_all(&tree)?;
-        File::create(&source)?.set_len(SIZE)?;
-        disk::partition(&source, "label: gpt\nstart=2048, type=linux\n")?;
-        shell(MAKE, &[&source, &tree])?;
+        let source = make_source(stage)?;
         let config = ServerConfig::on_free_ports(
             &stage.program("netboot")?,
             &place("server"),
@@ -138,18 +164,14 @@ impl<'a> Scene<'a> {
             stage.logs(),
         )?;
         let server = Server::start(config)?;
-        let url = server.url();
-        let mut command = Command::new(&agent);
-        command.args(["backup", "--server", &url, "--json", "--disk"]);
-        tool::run(command.arg(&source))?;
-        let points = server.restore_points()?;
-        let point = points.first().context("no restore point")?.id.to_string();
+        let point = capture(&server, &agent, &source)?;
         let (old, target) = (place("old.raw"), place("target.raw"));
         fs::write(&old, vec![0x6f; SIZE as usize])?;
         disk::copy(&old, &target)?;
         Ok(Self {
             stage,
             agent,
+            link: Relay::to(&server.url())?,
             server,
             point,
             old,
@@ -157,10 +179,43 @@ impl<'a> Scene<'a> {
         })
     }
 
+    /// Begins a restore and disturbs it after `wait`, for as long as `away`. What is on the disk then, and whether
+    /// the restore ended.
+    fn strike(
+        &mut self,
+        blow: Blow,
+        (wait, away): (Duration, Duration),
+    ) -> anyhow::Result<(Vec<u8>, anyhow::Result<()>)> {
+        disk::copy(&self.old, &self.target)?;
+        let (mut agent, job) = self.order()?;
+        thread::sleep(wait);
+        match blow {
+            Blow::AgentDies => {}
+            Blow::AgentAndServerDie | Blow::ServerRestarts => self.server.kill(),
+            Blow::LinkIsLost => self.link.lose(),
+        }
+        thread::sleep(away);
+        if blow.kills_agent() {
+            agent.kill()?;
+            agent.wait()?;
+        }
+        // From its first byte on: a disk that starts is one to which nothing is written any more.
+        let found = fs::read(&self.target)?;
+        match blow {
+            Blow::AgentDies => {}
+            Blow::AgentAndServerDie | Blow::ServerRestarts => self.server.start_again()?,
+            Blow::LinkIsLost => self.link.mend(),
+        }
+        if blow.kills_agent() {
+            agent = self.join()?;
+        }
+        let ended = self.wait_for_end(&mut agent, &job);
+        Ok((found, ended))
+    }
+
     fn join(&self) -> anyhow::Result<Child> {
-        let url = self.server.url();
         let mut command = Command::new(&self.agent);
-        command.args(["join", "--server", &url, "--once", "--disk"]);
+        command.args(["join", "--server", self.link.url(), "--once", "--disk"]);
         let log = File::create(self.stage.logs().join("agent.log"))?;
         let mut bound = tool::bound_to_us(command.arg(&self.target));
         bound
@@ -224,4 +279,24 @@ impl<'a> Scene<'a> {
         agent.wait()?;
         Ok(())
     }
+}
+
+/// Makes a disk with files on it.
+pub(super) fn make_source(stage: &Stage<'_>) -> anyhow::Result<PathBuf> {
+    let (tree, source) = (stage.disks().join("tree"), stage.disks().join("source.raw"));
+    fs::create_dir_all(&tree)?;
+    File::create(&source)?.set_len(SIZE)?;
+    disk::partition(&source, "label: gpt\nstart=2048, type=linux\n")?;
+    shell(MAKE, &[&source, &tree])?;
+    Ok(source)
+}
+
+/// Captures an image by an agent on this computer; returns the restore point.
+pub(super) fn capture(server: &Server, agent: &Path, source: &Path) -> anyhow::Result<String> {
+    let mut command = Command::new(agent);
+    command.args(["backup", "--server", &server.url(), "--json", "--disk"]);
+    tool::run(command.arg(source))?;
+    let points = server.restore_points()?;
+    let point = points.first().context("no restore point")?;
+    Ok(point.id.to_string())
 }

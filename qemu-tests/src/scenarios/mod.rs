@@ -11,6 +11,7 @@ mod copies;
 mod dhcp_clients;
 mod drivers;
 mod encrypted;
+mod failing_disk;
 mod file_systems;
 mod flipped_bit;
 mod interrupted;
@@ -21,6 +22,7 @@ mod machine;
 mod proxy;
 mod random_frames;
 mod real_network;
+mod relay;
 mod restore;
 mod room_of_machines;
 mod running_host;
@@ -135,7 +137,7 @@ const STORIES: &[Scenario] = &[
     },
     Scenario {
         name: "killed-agent",
-        about: "an agent killed at random moments, with its server or without, leaves a disk that another makes whole",
+        about: "agent, server and link fail at random moments of a restore; the disk is whole in the end, or does not start",
         long: true,
         play: killed_agent::play,
     },
@@ -144,6 +146,12 @@ const STORIES: &[Scenario] = &[
         about: "the same at 200 moments",
         long: true,
         play: killed_agent::play_long,
+    },
+    Scenario {
+        name: "failing-disk",
+        about: "a sector that is not written, a disk that is pulled: said by name, and the machine is restored again",
+        long: false,
+        play: failing_disk::play,
     },
     Scenario {
         name: "packet-loss",

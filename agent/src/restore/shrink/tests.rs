@@ -19,7 +19,7 @@ use crate::restore::tests::{files_of, make_target, noise, part, partitions};
 
 const MIB: u64 = 1 << 20;
 
-fn is_possible() -> bool {
+pub(super) fn is_possible() -> bool {
     match served::check() {
         Ok(()) => true,
         Err(fault) => {
@@ -37,7 +37,7 @@ fn content(number: u64) -> Vec<(String, Vec<u8>)> {
 }
 
 /// An ext4 whose files lie behind the room that a large one had which is gone.
-fn make_ext4(volume: &Path, len: u64, hole: u64, number: u64) {
+pub(super) fn make_ext4(volume: &Path, len: u64, hole: u64, number: u64) {
     let tree = volume.with_extension("tree");
     fs::create_dir(&tree).unwrap();
     let name = volume.to_str().unwrap();
@@ -58,7 +58,7 @@ fn make_ext4(volume: &Path, len: u64, hole: u64, number: u64) {
     fs::remove_dir_all(&tree).unwrap();
 }
 
-fn check_ext4(volume: &Path, number: u64) {
+pub(super) fn check_ext4(volume: &Path, number: u64) {
     run("e2fsck", &["-f", "-n", volume.to_str().unwrap()]);
     let mut found = files_of(volume, &volume.with_extension("found"));
     found.retain(|(name, _)| name != "lost+found");
@@ -86,7 +86,7 @@ fn table(image: &Path, script: &str) {
     );
 }
 
-fn put(image: &Path, at: u64, volume: &Path) {
+pub(super) fn put(image: &Path, at: u64, volume: &Path) {
     let file = File::options().write(true).open(image).unwrap();
     file.write_all_at(&fs::read(volume).unwrap(), at).unwrap();
 }
