@@ -23,7 +23,9 @@ use super::tool::{self, ToolError};
 pub(crate) const DISK_BYTES: u64 = 3 << 30;
 const SECTOR: u64 = 512;
 const ESP_START: u64 = 4096;
-const ESP_SECTORS: u64 = 100 << 11;
+/// With clusters of 4096 bytes, as installers make them, FAT32 needs 256 MiB: it has to have 65525 of them, or firmware
+/// takes it for FAT16.
+const ESP_SECTORS: u64 = 300 << 11;
 const ROOT_START: u64 = ESP_START + ESP_SECTORS;
 /// A MiB at the end for the backup GPT.
 const ROOT_SECTORS: u64 = DISK_BYTES / SECTOR - ROOT_START - 2048;
@@ -79,7 +81,7 @@ const UNITS: [(&str, &str); 3] = [
     ),
 ];
 /// Raised when the recipe changes in a way that the texts above don't show.
-const RECIPE_VERSION: u32 = 4;
+const RECIPE_VERSION: u32 = 5;
 
 /// The source machine could not be built.
 #[derive(Debug, Error)]
@@ -265,8 +267,7 @@ fn assemble(work: &Path) -> Result<(), SourceError> {
     disk::create_empty(&esp, ESP_SECTORS * SECTOR)?;
     tool::run(
         Command::new("mkfs.vfat")
-            // With larger clusters it had too few of them to be FAT32, and OVMF did not read it.
-            .args(["-F", "32", "-n", "ESP", "-i", ESP_SERIAL])
+            .args(["-F", "32", "-s", "8", "-n", "ESP", "-i", ESP_SERIAL])
             .arg(&esp),
     )?;
     disk::write_sparse_at(&image, ESP_START * SECTOR, &esp)?;
