@@ -18,6 +18,7 @@ mod killed_agent;
 mod link_selftest;
 mod local_disk;
 mod machine;
+mod matrix;
 mod proxy;
 mod random_frames;
 mod real_network;
@@ -57,7 +58,10 @@ pub(crate) struct Scenario {
 
 /// Every scenario, in the order in which they are played.
 pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
-    STORIES.iter().chain(&boot_path::SCENARIOS)
+    STORIES
+        .iter()
+        .chain(&matrix::SCENARIOS)
+        .chain(&boot_path::SCENARIOS)
 }
 
 const STORIES: &[Scenario] = &[
@@ -259,7 +263,7 @@ mod tests {
         for (index, name) in names.iter().enumerate() {
             let plain = name
                 .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
             assert!(plain, "{name}");
             assert!(!names[..index].contains(name), "{name}");
         }
