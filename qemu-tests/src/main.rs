@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use lab::firmware::FirmwareKind;
-use lab::source_machine::SourceMachine;
+use lab::source_machine::{RootKind, SourceMachine};
 use report::{Line, Outcome};
 use scenarios::{Scenario, Settings, Skipped, Stage};
 
@@ -82,7 +82,11 @@ enum Command {
         json: bool,
     },
     /// Build the source machine now, and say where its disk is.
-    SourceDisk,
+    SourceDisk {
+        /// What its root is.
+        #[arg(long, value_enum, default_value_t = RootKind::Ext4)]
+        root: RootKind,
+    },
     /// Show a whole restore, from the backup to the login prompt.
     Demo {
         /// Firmware of the machines.
@@ -116,8 +120,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::SourceDisk => {
-            let source = SourceMachine::get_or_build(&settings(cli.places)?.work)?;
+        Command::SourceDisk { root } => {
+            let source = SourceMachine::with_root(&settings(cli.places)?.work, root)?;
             println!("{}", source.disk().display());
             Ok(ExitCode::SUCCESS)
         }

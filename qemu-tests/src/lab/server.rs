@@ -447,7 +447,17 @@ impl Server {
         machine: &str,
         restore_point: &str,
     ) -> Result<JobView, ServerError> {
-        self.ask(&["restore", machine, restore_point])
+        self.restore_with(machine, restore_point, &[])
+    }
+
+    /// The same with options.
+    pub(crate) fn restore_with(
+        &self,
+        machine: &str,
+        restore_point: &str,
+        options: &[&str],
+    ) -> Result<JobView, ServerError> {
+        self.ask(&[&["restore", machine, restore_point], options].concat())
     }
 
     /// Makes a factory image from a restore point.

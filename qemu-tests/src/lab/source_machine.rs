@@ -132,7 +132,7 @@ pub(crate) enum SourceError {
 }
 
 /// What the root file system of a source machine is, or lies in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub(crate) enum RootKind {
     /// ext4 in a partition.
     Ext4,

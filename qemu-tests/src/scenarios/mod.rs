@@ -19,6 +19,7 @@ mod link_selftest;
 mod local_disk;
 mod machine;
 mod matrix;
+mod ntfs_sizes;
 mod proxy;
 mod random_frames;
 mod real_network;
@@ -184,6 +185,12 @@ const STORIES: &[Scenario] = &[
         about: "ext2, ext4, XFS, Btrfs, NTFS, exFAT, FAT32: used, captured, restored over old data, checked",
         long: false,
         play: file_systems::play,
+    },
+    Scenario {
+        name: "ntfs-sizes",
+        about: "an NTFS data disk comes back on larger and smaller disks and partitions, every file right",
+        long: false,
+        play: ntfs_sizes::play,
     },
     Scenario {
         name: "encrypted",
