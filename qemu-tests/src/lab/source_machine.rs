@@ -249,7 +249,7 @@ fn build(work: &Path) -> Result<(), SourceError> {
         &work.join("root.ext4"),
     )?;
     say("first start: the machine installs its boot loaders");
-    provision(work, work, Vec::new(), "")?;
+    provision(work, work, &format!("UUID={ROOT_UUID}"))?;
     remove_files(work, &["root.ext4", "vmlinuz", "initrd"])
 }
 
@@ -350,34 +350,26 @@ fn assemble(work: &Path, root_type: &str) -> Result<(), SourceError> {
 }
 
 /// The first start, under UEFI so that grub-install can make a boot entry. Kernel and initial RAM file system are
-/// in the folder `tree`; `words` are more for its command line, `disks` more than its own.
-fn provision(
-    work: &Path,
-    tree: &Path,
-    disks: Vec<DiskDevice>,
-    words: &str,
-) -> Result<(), SourceError> {
-    let own = DiskDevice {
-        image: work.join("disk.raw"),
-        bus: DiskBus::Virtio,
-        serial: "SOURCE-DISK".to_owned(),
-        large_sectors: false,
-    };
+/// in the folder `tree`; `root` is where the kernel finds its root.
+fn provision(work: &Path, tree: &Path, root: &str) -> Result<(), SourceError> {
     let config = GuestConfig {
         name: "source-provisioning".to_owned(),
         firmware: Firmware::fresh(FirmwareKind::Uefi, work)?,
         memory_mib: 1024,
         cpus: 2,
-        disks: std::iter::once(own).chain(disks).collect(),
+        disks: vec![DiskDevice {
+            image: work.join("disk.raw"),
+            bus: DiskBus::Virtio,
+            serial: "SOURCE-DISK".to_owned(),
+            large_sectors: false,
+        }],
         network: None,
         network_first: false,
         identity: None,
         kernel: Some(DirectKernel {
             kernel: tree.join("vmlinuz"),
             initrd: tree.join("initrd"),
-            command_line: format!(
-                "root=UUID={ROOT_UUID} console=ttyS0,115200 no_timer_check lab.provision{words}"
-            ),
+            command_line: format!("root={root} console=ttyS0,115200 no_timer_check lab.provision"),
         }),
         ends_at_reset: true,
         logs: work.to_owned(),

@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use protocol::job::JobState;
 use std::os::unix::fs::MetadataExt;
 
+use super::Skipped;
 use super::machine::{BARE_DISK_BYTES, Machine, wait_for_login};
 use super::restore::{SMALL_DISK_BYTES, backup_of};
 use super::site::Site;
@@ -69,6 +70,15 @@ struct Row {
 
 fn play(stage: &Stage<'_>) -> anyhow::Result<()> {
     let row = table::find(stage.name()).context("this scenario is not in the table")?;
+    if row.root != RootKind::Ext4 && !nix::unistd::geteuid().is_root() {
+        return Err(Skipped {
+            reason: format!(
+                "the disk with its root on {} is made by mounting it, which needs root",
+                row.root
+            ),
+        }
+        .into());
+    }
     let source = Source {
         root: row.root,
         firmware: row.firmware,

@@ -1,17 +1,19 @@
-//! Source machines whose root is XFS, Btrfs or a logical volume: installed by a Debian that runs.
+//! Source machines whose root is XFS, Btrfs or a logical volume.
 //!
-//! One tree, started by QEMU itself, makes the file system or the volume group on the machine's disk, copies itself
-//! there and installs the boot loaders, as an installer does. So this computer needs neither root nor a device
-//! mapper. Its kernel is Debian's usual one: the one for clouds has no driver for AHCI.
+//! One tree for all of them; it is copied into the file system by this computer's kernel, which needs root, but no
+//! device mapper. Then the machine installs its own boot loaders, as the one with ext4 does. Its kernel is Debian's
+//! usual one: the one for clouds has no driver for AHCI.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use super::{LINUX_TYPE, LVM_TYPE, Recipe, RootKind, SourceError};
-use super::{assemble, made_once, make_tree, provision, recipe_id, remove_files, say};
-use crate::lab::disk;
-use crate::lab::guest::{DiskBus, DiskDevice};
+use super::{ESP_UUID, LINUX_TYPE, LVM_TYPE, PLAIN, ROOT_SECTORS, ROOT_START, ROOT_UUID, SECTOR};
+use super::{Recipe, RootKind, SourceError, tool};
+use super::{assemble, made_once, make_tree, provision, recipe_id, say};
 
-const INSTALLER: Recipe = Recipe {
+const PUT_ROOT: &str = include_str!("../source/put-root.sh");
+
+const TREE: Recipe = Recipe {
     packages: &[
         "btrfs-progs",
         "dosfstools",
@@ -54,36 +56,46 @@ const INSTALLER: Recipe = Recipe {
         "/lib/modules/*/kernel/drivers/staging/*",
         "/lib/modules/*/kernel/drivers/usb/*",
     ],
-    provision: include_str!("../source/lab-install"),
+    provision: PLAIN.provision,
 };
 
 /// The folder of the machine with such a root, built now if it is not there yet.
 pub(super) fn get_or_build(work: &Path, root: RootKind) -> Result<PathBuf, SourceError> {
-    let id = recipe_id(&INSTALLER);
-    let installer = made_once(work, &format!("installer-{id}"), |building| {
-        make_tree(building, &INSTALLER)
+    let tree = made_once(work, &format!("tree-{}", recipe_id(&TREE)), |building| {
+        make_tree(building, &TREE)
     })?;
-    made_once(work, &format!("source-{root}-{id}"), |building| {
-        install(building, &installer, root)
+    made_once(work, &format!("source-{root}-{}", id()), |building| {
+        install(building, &tree, root)
     })
 }
 
-/// Has the tree in the folder `installer` install itself on a new disk in the folder `work`.
-fn install(work: &Path, installer: &Path, root: RootKind) -> Result<(), SourceError> {
-    say(&format!("a running Debian installs itself to {root}"));
-    let root_type = match root {
-        RootKind::Lvm => LVM_TYPE,
-        RootKind::Ext4 | RootKind::Xfs | RootKind::Btrfs => LINUX_TYPE,
+/// Names the recipe of the tree and of what is done with it.
+fn id() -> String {
+    let text = format!("{}{PUT_ROOT}", recipe_id(&TREE));
+    blake3::hash(text.as_bytes()).to_hex()[..12].to_owned()
+}
+
+/// Puts the tree in the folder `tree` onto a new disk in the folder `work`.
+fn install(work: &Path, tree: &Path, root: RootKind) -> Result<(), SourceError> {
+    say(&format!("assembling a disk with its root on {root}"));
+    let (root_type, root_is) = match root {
+        RootKind::Lvm => (LVM_TYPE, "/dev/mapper/source--vg-root".to_owned()),
+        RootKind::Btrfs => (
+            LINUX_TYPE,
+            format!("UUID={ROOT_UUID} rootflags=subvol=@rootfs"),
+        ),
+        RootKind::Ext4 | RootKind::Xfs => (LINUX_TYPE, format!("UUID={ROOT_UUID}")),
     };
     assemble(work, root_type)?;
-    let running = work.join("root.ext4");
-    disk::copy(&installer.join("root.ext4"), &running)?;
-    let disk = DiskDevice {
-        image: running,
-        bus: DiskBus::Virtio,
-        serial: "INSTALLER".to_owned(),
-        large_sectors: false,
-    };
-    provision(work, installer, vec![disk], &format!(" lab.root={root}"))?;
-    remove_files(work, &["root.ext4"])
+    let (first, length) = (ROOT_START * SECTOR, ROOT_SECTORS * SECTOR);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", PUT_ROOT, "put-root", &root.to_string()])
+        .arg(work.join("disk.raw"))
+        .args([first.to_string(), length.to_string()])
+        .arg(tree.join("root.ext4"))
+        .args([ROOT_UUID, ESP_UUID]);
+    tool::run(&mut command)?;
+    say("first start: the machine installs its boot loaders");
+    provision(work, tree, &root_is)
 }
