@@ -11,16 +11,21 @@ mod table;
 use anyhow::{Context, ensure};
 use protocol::job::JobState;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use super::Skipped;
 use super::machine::{BARE_DISK_BYTES, Machine, wait_for_login};
 use super::restore::{SMALL_DISK_BYTES, backup_of};
 use super::site::Site;
 use super::stage::{Backup, Source, Stage};
+use crate::lab::deadline::Deadline;
 use crate::lab::firmware::FirmwareKind;
-use crate::lab::guest::DiskBus;
+use crate::lab::guest::{DiskBus, Guest};
 use crate::lab::source_machine::{DISK_BYTES, RootKind};
 pub(super) use table::SCENARIOS;
+
+/// How often the server is asked for the machine's disks.
+const TICK: Duration = Duration::from_millis(500);
 
 /// The target's disk beside the source's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +129,7 @@ fn is_refused(
 ) -> anyhow::Result<()> {
     let port = site.add_port()?;
     let mut guest = bare.switch_on(stage, Some(&port), "refused")?;
+    wait_for_disk(&site, bare, &mut guest)?;
     let job = site.order_restore(bare, &mut guest, &backup.restore_point)?;
     let refusals = site.server.refusals(&bare.mac(), &backup.restore_point)?;
     let is_it = |code_of: serde_json::Value| code_of.as_str() == Some(code);
@@ -144,5 +150,20 @@ fn is_refused(
     let written = std::fs::metadata(&bare.disk)?.blocks();
     ensure!(written == 0, "{written} blocks of its disk were written");
     stage.milestone(&format!("refused ({code}), its disk untouched: {reason}"));
+    Ok(())
+}
+
+/// Waits until the server knows the machine's disk, which may come up later than its network.
+fn wait_for_disk(site: &Site<'_>, bare: &Machine, guest: &mut Guest) -> anyhow::Result<()> {
+    let deadline = Deadline::seconds(60);
+    while site
+        .wait_for_beacon(bare, guest)?
+        .inventory
+        .disks
+        .is_empty()
+    {
+        ensure!(deadline.remaining().is_some(), "the beacon names no disk");
+        std::thread::sleep(TICK);
+    }
     Ok(())
 }

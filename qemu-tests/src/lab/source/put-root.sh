@@ -1,8 +1,8 @@
 #!/bin/sh
 # Makes a kind of root in a partition of a disk image, and puts the tree of the source machine into it.
-# Runs as root: put-root.sh KIND DISK FIRST_BYTE LENGTH TREE.ext4 ROOT_UUID ESP_UUID
+# Runs as root: put-root.sh KIND DISK FIRST_BYTE LENGTH TREE.ext4 ESP_UUID
 set -eu
-kind=$1 disk=$2 first=$3 length=$4 tree=$5 uuid=$6 esp=$7
+kind=$1 disk=$2 first=$3 length=$4 tree=$5 esp=$6
 work=$(mktemp -d)
 mkdir "$work/from" "$work/to"
 device=$(losetup --find --show --offset "$first" --sizelimit "$length" "$disk")
@@ -13,21 +13,23 @@ clean_up() {
     rm -r "$work"
 }
 trap clean_up EXIT
+# Not one given to mkfs: mkfs.btrfs refuses one that any disk of this computer has, and so does mount.
+uuid() { blkid --probe --output value --match-tag UUID "$device"; }
 
 case $kind in
 xfs)
-    mkfs.xfs -q -f -L source-root -m "uuid=$uuid" "$device"
+    mkfs.xfs -q -f -L source-root "$device"
     mount "$device" "$work/to"
-    fstab="UUID=$uuid / xfs defaults 0 0"
+    fstab="UUID=$(uuid) / xfs defaults 0 0"
     ;;
 btrfs)
     # The root in a subvolume, as Debian's installer has it.
-    mkfs.btrfs -q -f -L source-root -U "$uuid" "$device"
+    mkfs.btrfs -q -f -L source-root "$device"
     mount "$device" "$work/to"
     btrfs -q subvolume create "$work/to/@rootfs"
     umount "$work/to"
     mount -o subvol=@rootfs "$device" "$work/to"
-    fstab="UUID=$uuid / btrfs defaults,subvol=@rootfs 0 0"
+    fstab="UUID=$(uuid) / btrfs defaults,subvol=@rootfs 0 0"
     ;;
 lvm)
     # Without a device mapper: the volumes are described, not made ready for use. Where they lie is told then.
@@ -45,7 +47,7 @@ lvm)
     start=$(lvm pvs --noheadings --nosuffix --units b -o pe_start "$device" | tr -d ' ')
     losetup --detach "$device"
     device=$(losetup --find --show --offset $((first + start)) --sizelimit $((2400 << 20)) "$disk")
-    mkfs.ext4 -q -J size=16 -L source-root -U "$uuid" "$device"
+    mkfs.ext4 -q -J size=16 -L source-root "$device"
     mount "$device" "$work/to"
     fstab="/dev/mapper/source--vg-root / ext4 errors=remount-ro 0 1
 /dev/mapper/source--vg-swap_1 none swap sw 0 0"

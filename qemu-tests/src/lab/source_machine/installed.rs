@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{ESP_UUID, LINUX_TYPE, LVM_TYPE, PLAIN, ROOT_SECTORS, ROOT_START, ROOT_UUID, SECTOR};
+use super::{ESP_UUID, LINUX_TYPE, LVM_TYPE, PLAIN, ROOT_SECTORS, ROOT_START, SECTOR};
 use super::{Recipe, RootKind, SourceError, tool};
 use super::{assemble, made_once, make_tree, provision, recipe_id, say};
 
@@ -79,12 +79,9 @@ fn id() -> String {
 fn install(work: &Path, tree: &Path, root: RootKind) -> Result<(), SourceError> {
     say(&format!("assembling a disk with its root on {root}"));
     let (root_type, root_is) = match root {
-        RootKind::Lvm => (LVM_TYPE, "/dev/mapper/source--vg-root".to_owned()),
-        RootKind::Btrfs => (
-            LINUX_TYPE,
-            format!("UUID={ROOT_UUID} rootflags=subvol=@rootfs"),
-        ),
-        RootKind::Ext4 | RootKind::Xfs => (LINUX_TYPE, format!("UUID={ROOT_UUID}")),
+        RootKind::Lvm => (LVM_TYPE, "/dev/mapper/source--vg-root"),
+        RootKind::Btrfs => (LINUX_TYPE, "/dev/vda3 rootflags=subvol=@rootfs"),
+        RootKind::Ext4 | RootKind::Xfs => (LINUX_TYPE, "/dev/vda3"),
     };
     assemble(work, root_type)?;
     let (first, length) = (ROOT_START * SECTOR, ROOT_SECTORS * SECTOR);
@@ -94,8 +91,8 @@ fn install(work: &Path, tree: &Path, root: RootKind) -> Result<(), SourceError> 
         .arg(work.join("disk.raw"))
         .args([first.to_string(), length.to_string()])
         .arg(tree.join("root.ext4"))
-        .args([ROOT_UUID, ESP_UUID]);
+        .arg(ESP_UUID);
     tool::run(&mut command)?;
     say("first start: the machine installs its boot loaders");
-    provision(work, tree, &root_is)
+    provision(work, tree, root_is)
 }

@@ -103,7 +103,7 @@ fn mounted(stage: &Stage<'_>) -> anyhow::Result<String> {
     Ok(format!(
         "options=ro; [ $kind = btrfs ] || options=ro,nouuid,norecovery
          mount -t $kind -o $options $device '{folder}'
-         trap \"umount '{folder}'; losetup --detach $device\" EXIT
+         trap \"cd /; umount '{folder}'; losetup --detach $device\" EXIT
          set -- '{folder}'
          {LIST}"
     ))
