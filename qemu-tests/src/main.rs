@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use lab::firmware::FirmwareKind;
-use lab::source_machine::SourceMachine;
+use lab::source_machine::{RootKind, SourceMachine};
 use report::{Line, Outcome};
 use scenarios::{Scenario, Settings, Skipped, Stage};
 
@@ -62,7 +62,7 @@ enum Command {
     List,
     /// Play scenarios; without a name, all but the long ones.
     Run {
-        /// Names of scenarios.
+        /// Names of scenarios, or what names begin with (`restore-matrix`).
         #[arg(value_name = "SCENARIO")]
         names: Vec<String>,
         /// Play every scenario, however long.
@@ -82,7 +82,11 @@ enum Command {
         json: bool,
     },
     /// Build the source machine now, and say where its disk is.
-    SourceDisk,
+    SourceDisk {
+        /// What its root is.
+        #[arg(long, value_enum, default_value_t = RootKind::Ext4)]
+        root: RootKind,
+    },
     /// Show a whole restore, from the backup to the login prompt.
     Demo {
         /// Firmware of the machines.
@@ -112,12 +116,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             } in scenarios::all()
             {
                 let mark = if *long { " (long)" } else { "" };
-                println!("{name:31}{about}{mark}");
+                println!("{name:34}{about}{mark}");
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::SourceDisk => {
-            let source = SourceMachine::get_or_build(&settings(cli.places)?.work)?;
+        Command::SourceDisk { root } => {
+            let source = SourceMachine::with_root(&settings(cli.places)?.work, root)?;
             println!("{}", source.disk().display());
             Ok(ExitCode::SUCCESS)
         }
@@ -205,15 +209,26 @@ fn settings(places: Places) -> anyhow::Result<Settings> {
 }
 
 fn choose(names: &[String], full: bool) -> anyhow::Result<Vec<&'static Scenario>> {
-    let find = |name: &String| scenarios::all().find(|scenario| scenario.name == name);
-    if let Some(unknown) = names.iter().find(|name| find(name).is_none()) {
+    if let Some(unknown) = names.iter().find(|name| called(name).is_empty()) {
         bail!("no scenario is called {unknown}; `lab list` names them");
     }
     if names.is_empty() {
         let wanted = |scenario: &&Scenario| full || !scenario.long;
         return Ok(scenarios::all().filter(wanted).collect());
     }
-    Ok(names.iter().filter_map(find).collect())
+    Ok(names.iter().flat_map(|name| called(name)).collect())
+}
+
+/// The scenario of this name, or else all whose names begin with these words.
+fn called(name: &str) -> Vec<&'static Scenario> {
+    let begins = |scenario: &&Scenario| {
+        let rest = scenario.name.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with('-'))
+    };
+    match scenarios::all().find(|scenario| scenario.name == name) {
+        Some(scenario) => vec![scenario],
+        None => scenarios::all().filter(begins).collect(),
+    }
 }
 
 /// Plays one scenario and says how it ended; logs of a failure stay where they are.
@@ -277,6 +292,21 @@ mod tests {
         let names = ["no-such".to_owned()];
         let error = choose(&names, false).err().unwrap().to_string();
         assert!(error.contains("no-such"), "{error}");
+    }
+
+    #[test]
+    fn the_beginning_of_names_chooses_all_of_them() {
+        let rows = choose(&["restore-matrix-xfs".to_owned()], false).unwrap();
+        assert!(rows.len() > 1);
+        assert!(
+            rows.iter()
+                .all(|row| row.name.starts_with("restore-matrix-xfs-"))
+        );
+        assert_eq!(
+            choose(&["killed-agent".to_owned()], false).unwrap().len(),
+            1
+        );
+        assert!(choose(&["restore-mat".to_owned()], false).is_err());
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl std::fmt::Display for Line {
             Outcome::Failed => "FAILED",
             Outcome::Skipped => "skipped",
         };
-        write!(f, "{word:8}{:31}{:7.1} s", self.scenario, self.seconds)?;
+        write!(f, "{word:8}{:34}{:7.1} s", self.scenario, self.seconds)?;
         match &self.reason {
             Some(reason) => write!(f, "  {reason}"),
             None => Ok(()),

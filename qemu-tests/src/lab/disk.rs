@@ -140,7 +140,12 @@ pub(crate) fn partition(image: &Path, script: &str) -> Result<(), DiskError> {
 /// Reads a partition table; an error when there is none.
 pub(crate) fn table(image: &Path) -> Result<Table, DiskError> {
     let said = tool::run(Command::new("sfdisk").arg("--json").arg(image))?;
-    let description: Result<Description, _> = serde_json::from_str(&said);
+    parse_table(image, &said)
+}
+
+/// What `sfdisk --json` said of the disk in `image`.
+pub(crate) fn parse_table(image: &Path, said: &str) -> Result<Table, DiskError> {
+    let description: Result<Description, _> = serde_json::from_str(said);
     description
         .map(|description| description.partitiontable)
         .map_err(|source| DiskError::Table {

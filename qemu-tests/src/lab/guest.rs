@@ -32,7 +32,7 @@ const STARVED: &str = "IO-APIC + timer doesn't work";
 const MOST_RESETS: u32 = 5;
 
 /// How a disk is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) enum DiskBus {
     /// virtio-blk.
     #[default]

@@ -3,9 +3,10 @@
 //! Its configuration is written here and nowhere else. It is started, stopped, killed and started again as
 //! an init system would; it never outlives its [`Server`].
 
+use backup::plan::Refusal;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use protocol::api::{JobView, MachineView, RestorePointView};
+use protocol::api::{JobView, MachineView, PlanView, RestorePointView};
 use serde::de::DeserializeOwned;
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -416,13 +417,47 @@ impl Server {
         Ok(tool::run(&mut command)?)
     }
 
+    /// Why a restore of a machine would be refused; nothing when it would not.
+    pub(crate) fn refusals(
+        &self,
+        machine: &str,
+        restore_point: &str,
+    ) -> Result<Vec<Refusal>, ServerError> {
+        let words = ["plan", machine, restore_point, "--json"];
+        // Not as a tool: without a plan it prints the same, and ends with an error.
+        let said = Command::new(&self.config.program)
+            .arg("--data-dir")
+            .arg(&self.config.data_dir)
+            .args(words)
+            .output()
+            .map_err(io_error(format!("start {}", self.config.program.display())))?;
+        let answer = String::from_utf8_lossy(&said.stdout).into_owned();
+        let view: PlanView =
+            serde_json::from_str(&answer).map_err(|source| ServerError::Answer {
+                command: words.join(" "),
+                answer,
+                source,
+            })?;
+        Ok(view.refusals)
+    }
+
     /// Orders a restore of a machine.
     pub(crate) fn restore(
         &self,
         machine: &str,
         restore_point: &str,
     ) -> Result<JobView, ServerError> {
-        self.ask(&["restore", machine, restore_point])
+        self.restore_with(machine, restore_point, &[])
+    }
+
+    /// The same with options.
+    pub(crate) fn restore_with(
+        &self,
+        machine: &str,
+        restore_point: &str,
+        options: &[&str],
+    ) -> Result<JobView, ServerError> {
+        self.ask(&[&["restore", machine, restore_point], options].concat())
     }
 
     /// Makes a factory image from a restore point.

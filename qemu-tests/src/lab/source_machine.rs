@@ -3,7 +3,9 @@
 //! Built once without root and kept in the work directory under a hash of its recipe: mmdebstrap makes the
 //! tree, mke2fs the root file system, and the machine installs its own boot loaders in a first start.
 //! Invariant: a directory under the final name is complete. The ESP has no loader on the removable path,
-//! so that boot repair has work to do.
+//! so that boot repair has work to do. Machines whose root is no ext4 in a partition: [`installed`].
+
+mod installed;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,7 +25,9 @@ use super::tool::{self, ToolError};
 pub(crate) const DISK_BYTES: u64 = 3 << 30;
 const SECTOR: u64 = 512;
 const ESP_START: u64 = 4096;
-const ESP_SECTORS: u64 = 100 << 11;
+/// With clusters of 4096 bytes, as installers make them, FAT32 needs 256 MiB: it has to have 65525 of them, or firmware
+/// takes it for FAT16.
+const ESP_SECTORS: u64 = 300 << 11;
 const ROOT_START: u64 = ESP_START + ESP_SECTORS;
 /// A MiB at the end for the backup GPT.
 const ROOT_SECTORS: u64 = DISK_BYTES / SECTOR - ROOT_START - 2048;
@@ -67,8 +71,7 @@ const LEFT_OUT: [&str; 4] = [
 ];
 
 const CUSTOMIZE: &str = include_str!("source/customize.sh");
-const UNITS: [(&str, &str); 3] = [
-    ("lab-provision", include_str!("source/lab-provision")),
+const UNITS: [(&str, &str); 2] = [
     (
         "lab-provision.service",
         include_str!("source/lab-provision.service"),
@@ -78,8 +81,25 @@ const UNITS: [(&str, &str); 3] = [
         include_str!("source/lab-marks.service"),
     ),
 ];
+
+/// What a tree is made of.
+struct Recipe {
+    packages: &'static [&'static str],
+    left_out: &'static [&'static str],
+    /// What it does in its first start.
+    provision: &'static str,
+}
+
+const PLAIN: Recipe = Recipe {
+    packages: &PACKAGES,
+    left_out: &LEFT_OUT,
+    provision: include_str!("source/lab-provision"),
+};
+/// Type GUIDs of partitions: Linux file systems, and physical volumes of LVM.
+const LINUX_TYPE: &str = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
+const LVM_TYPE: &str = "E6D6D379-F507-44C2-A23C-238F2A3DF928";
 /// Raised when the recipe changes in a way that the texts above don't show.
-const RECIPE_VERSION: u32 = 4;
+const RECIPE_VERSION: u32 = 5;
 
 /// The source machine could not be built.
 #[derive(Debug, Error)]
@@ -111,6 +131,30 @@ pub(crate) enum SourceError {
     Guest(#[from] GuestError),
 }
 
+/// What the root file system of a source machine is, or lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub(crate) enum RootKind {
+    /// ext4 in a partition.
+    Ext4,
+    /// XFS in a partition.
+    Xfs,
+    /// Btrfs in a partition, the root in a subvolume, as Debian's installer makes it.
+    Btrfs,
+    /// ext4 in a logical volume.
+    Lvm,
+}
+
+impl std::fmt::Display for RootKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+            Self::Lvm => "lvm",
+        })
+    }
+}
+
 /// A built source machine: files that are copied, never started themselves.
 #[derive(Debug, Clone)]
 pub(crate) struct SourceMachine {
@@ -120,17 +164,19 @@ pub(crate) struct SourceMachine {
 impl SourceMachine {
     /// The source machine under `work`, built now if it is not there yet.
     pub(crate) fn get_or_build(work: &Path) -> Result<Self, SourceError> {
-        let directory = work.join(format!("source-{}", recipe_id()));
-        if !directory.is_dir() {
-            let building = work.join(format!("source-{}.building", recipe_id()));
-            if building.exists() {
-                fs::remove_dir_all(&building).map_err(io("remove", &building))?;
-            }
-            fs::create_dir_all(&building).map_err(io("create", &building))?;
-            build(&building)?;
-            fs::rename(&building, &directory).map_err(io("rename", &building))?;
-        }
+        let directory = made_once(work, &format!("source-{}", recipe_id(&PLAIN)), build)?;
         Ok(Self { directory })
+    }
+
+    /// The same with a root of this kind.
+    pub(crate) fn with_root(work: &Path, root: RootKind) -> Result<Self, SourceError> {
+        match root {
+            RootKind::Ext4 => Self::get_or_build(work),
+            RootKind::Xfs | RootKind::Btrfs | RootKind::Lvm => {
+                let directory = installed::get_or_build(work, root)?;
+                Ok(Self { directory })
+            }
+        }
     }
 
     /// Where the disk is kept as it was after its system had run once, by this firmware.
@@ -154,16 +200,36 @@ fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SourceE
     move |source| SourceError::Io { what, path, source }
 }
 
+/// A folder under `work` that is made by `build` unless it is there, and is complete under its name.
+fn made_once(
+    work: &Path,
+    name: &str,
+    build: impl FnOnce(&Path) -> Result<(), SourceError>,
+) -> Result<PathBuf, SourceError> {
+    let directory = work.join(name);
+    if !directory.is_dir() {
+        let building = work.join(format!("{name}.building"));
+        if building.exists() {
+            fs::remove_dir_all(&building).map_err(io("remove", &building))?;
+        }
+        fs::create_dir_all(&building).map_err(io("create", &building))?;
+        build(&building)?;
+        fs::rename(&building, &directory).map_err(io("rename", &building))?;
+    }
+    Ok(directory)
+}
+
 /// Names a recipe: the same texts and sizes give the same machine, but for newer packages.
-fn recipe_id() -> String {
+fn recipe_id(recipe: &Recipe) -> String {
     let mut hash = blake3::Hasher::new();
     hash.update(&RECIPE_VERSION.to_le_bytes());
     hash.update(&DISK_BYTES.to_le_bytes());
-    for text in PACKAGES
-        .iter()
-        .chain(&LEFT_OUT)
-        .chain(&[CUSTOMIZE, ROOT_UUID, ESP_UUID])
-    {
+    for text in recipe.packages.iter().chain(recipe.left_out).chain(&[
+        recipe.provision,
+        CUSTOMIZE,
+        ROOT_UUID,
+        ESP_UUID,
+    ]) {
         hash.update(text.as_bytes());
     }
     for (name, text) in UNITS {
@@ -174,28 +240,36 @@ fn recipe_id() -> String {
 }
 
 fn build(work: &Path) -> Result<(), SourceError> {
-    say("unpacking Debian and making its root file system");
-    write_inputs(work)?;
-    unpack(work)?;
+    make_tree(work, &PLAIN)?;
     say("assembling the disk");
-    assemble(work)?;
+    assemble(work, LINUX_TYPE)?;
+    disk::write_sparse_at(
+        &work.join("disk.raw"),
+        ROOT_START * SECTOR,
+        &work.join("root.ext4"),
+    )?;
     say("first start: the machine installs its boot loaders");
-    provision(work)?;
-    for leftover in [
-        "root.ext4",
-        "esp.fat",
-        "vmlinuz",
-        "initrd",
-        "settings",
-        "customize.sh",
-        "sources.list",
-    ] {
-        let path = work.join(leftover);
-        fs::remove_file(&path).map_err(io("remove", &path))?;
-    }
+    provision(work, work, &format!("UUID={ROOT_UUID}"))?;
+    remove_files(work, &["root.ext4", "vmlinuz", "initrd"])
+}
+
+/// Makes a tree, and of it a root file system, a kernel and an initial RAM file system in the folder `work`.
+fn make_tree(work: &Path, recipe: &Recipe) -> Result<(), SourceError> {
+    say("unpacking Debian and making its root file system");
+    write_inputs(work, recipe)?;
+    unpack(work, recipe)?;
+    remove_files(work, &["settings", "customize.sh", "sources.list"])?;
     for leftover in ["data", "units", "plain"] {
         let path = work.join(leftover);
         fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+    }
+    Ok(())
+}
+
+fn remove_files(work: &Path, names: &[&str]) -> Result<(), SourceError> {
+    for name in names {
+        let path = work.join(name);
+        fs::remove_file(&path).map_err(io("remove", &path))?;
     }
     Ok(())
 }
@@ -204,7 +278,7 @@ fn say(what: &str) {
     eprintln!("lab: source machine: {what}");
 }
 
-fn write_inputs(work: &Path) -> Result<(), SourceError> {
+fn write_inputs(work: &Path, recipe: &Recipe) -> Result<(), SourceError> {
     let put = |name: &str, text: &str| {
         let path = work.join(name);
         fs::write(&path, text).map_err(io("write", &path))
@@ -214,6 +288,7 @@ fn write_inputs(work: &Path) -> Result<(), SourceError> {
     for (name, text) in UNITS {
         put(&format!("units/{name}"), text)?;
     }
+    put("units/lab-provision", recipe.provision)?;
     put("customize.sh", CUSTOMIZE)?;
     put("sources.list", &debian::sources()?)?;
     let root_kib = ROOT_SECTORS * SECTOR / 1024;
@@ -227,7 +302,7 @@ fn write_inputs(work: &Path) -> Result<(), SourceError> {
     fs::set_permissions(work, fs::Permissions::from_mode(0o777)).map_err(io("open up", work))
 }
 
-fn unpack(work: &Path) -> Result<(), SourceError> {
+fn unpack(work: &Path, recipe: &Recipe) -> Result<(), SourceError> {
     let shown = work.display();
     let mut command = Command::new("mmdebstrap");
     let mode = if nix::unistd::geteuid().is_root() {
@@ -240,8 +315,9 @@ fn unpack(work: &Path) -> Result<(), SourceError> {
         "--variant=minbase",
         "--format=null",
     ]);
-    command.arg(format!("--include={}", PACKAGES.join(",")));
-    command.args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")));
+    command.arg(format!("--include={}", recipe.packages.join(",")));
+    let left_out = recipe.left_out.iter();
+    command.args(left_out.map(|path| format!("--dpkgopt=path-exclude={path}")));
     command.arg(format!(
         "--customize-hook=sh '{shown}/customize.sh' \"$1\" '{shown}'"
     ));
@@ -252,30 +328,30 @@ fn unpack(work: &Path) -> Result<(), SourceError> {
     Ok(())
 }
 
-fn assemble(work: &Path) -> Result<(), SourceError> {
+/// Makes the disk with its table, whose last partition has the type `root_type`, and its ESP.
+fn assemble(work: &Path, root_type: &str) -> Result<(), SourceError> {
     let (image, esp) = (work.join("disk.raw"), work.join("esp.fat"));
     disk::create_empty(&image, DISK_BYTES)?;
     let table = format!(
         "label: gpt\nlabel-id: 1AB00000-0000-4000-8000-000000000000\n\
          start=2048, size=2048, type=21686148-6449-6E6F-744E-656564454649, name=\"BIOS boot\"\n\
          start={ESP_START}, size={ESP_SECTORS}, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, name=\"EFI system\"\n\
-         start={ROOT_START}, size={ROOT_SECTORS}, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name=\"root\"\n"
+         start={ROOT_START}, size={ROOT_SECTORS}, type={root_type}, name=\"root\"\n"
     );
     disk::partition(&image, &table)?;
     disk::create_empty(&esp, ESP_SECTORS * SECTOR)?;
     tool::run(
         Command::new("mkfs.vfat")
-            // With larger clusters it had too few of them to be FAT32, and OVMF did not read it.
-            .args(["-F", "32", "-n", "ESP", "-i", ESP_SERIAL])
+            .args(["-F", "32", "-s", "8", "-n", "ESP", "-i", ESP_SERIAL])
             .arg(&esp),
     )?;
     disk::write_sparse_at(&image, ESP_START * SECTOR, &esp)?;
-    disk::write_sparse_at(&image, ROOT_START * SECTOR, &work.join("root.ext4"))?;
-    Ok(())
+    remove_files(work, &["esp.fat"])
 }
 
-/// The first start, under UEFI so that grub-install can make a boot entry.
-fn provision(work: &Path) -> Result<(), SourceError> {
+/// The first start, under UEFI so that grub-install can make a boot entry. Kernel and initial RAM file system are
+/// in the folder `tree`; `root` is where the kernel finds its root.
+fn provision(work: &Path, tree: &Path, root: &str) -> Result<(), SourceError> {
     let config = GuestConfig {
         name: "source-provisioning".to_owned(),
         firmware: Firmware::fresh(FirmwareKind::Uefi, work)?,
@@ -291,11 +367,9 @@ fn provision(work: &Path) -> Result<(), SourceError> {
         network_first: false,
         identity: None,
         kernel: Some(DirectKernel {
-            kernel: work.join("vmlinuz"),
-            initrd: work.join("initrd"),
-            command_line: format!(
-                "root=UUID={ROOT_UUID} console=ttyS0,115200 no_timer_check lab.provision"
-            ),
+            kernel: tree.join("vmlinuz"),
+            initrd: tree.join("initrd"),
+            command_line: format!("root={root} console=ttyS0,115200 no_timer_check lab.provision"),
         }),
         ends_at_reset: true,
         logs: work.to_owned(),
@@ -304,7 +378,7 @@ fn provision(work: &Path) -> Result<(), SourceError> {
     let done = "lab: provisioned";
     guest
         .console()
-        .wait_for(done, Deadline::seconds(600))
+        .wait_for(done, Deadline::seconds(900))
         .map_err(GuestError::from)?;
     guest.wait_until_off(Deadline::seconds(180))?;
     Ok(())
@@ -316,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_recipe_has_one_short_name() {
-        assert_eq!(recipe_id(), recipe_id());
-        assert_eq!(recipe_id().len(), 12);
+        assert_eq!(recipe_id(&PLAIN), recipe_id(&PLAIN));
+        assert_eq!(recipe_id(&PLAIN).len(), 12);
     }
 }

@@ -11,7 +11,7 @@ use crate::lab::tool;
 use crate::lab::tree::{self, Tree};
 
 const ESP: usize = 1;
-const ROOT: usize = 2;
+pub(super) const ROOT: usize = 2;
 /// A file system that fills its partition may leave out a rest smaller than this, bytes.
 const UNUSED_REST: u64 = 1 << 20;
 /// What boot repair may add to an ESP (UEFI 2.10 §3.5.1.1): the removable path.
@@ -48,11 +48,13 @@ pub(super) fn check_restored(source: &Path, restored: &Path) -> anyhow::Result<(
     check_root_fills_partition(restored, &after)?;
 
     check_root(source, restored)?;
+    check_esp(source, restored)
+}
 
-    let esp = |image: &Path, table: &Table| -> anyhow::Result<Tree> {
-        Ok(Tree::of_fat(image, offset_of(table, ESP)?)?)
-    };
-    let mut differences = esp(source, &before)?.differences(&esp(restored, &after)?);
+/// Compares the files of the EFI system partitions, which begin at the same byte of both disks.
+pub(super) fn check_esp(source: &Path, restored: &Path) -> anyhow::Result<()> {
+    let at = offset_of(&disk::table(source)?, ESP)?;
+    let mut differences = Tree::of_fat(source, at)?.differences(&Tree::of_fat(restored, at)?);
     differences.retain(|difference| {
         let path = difference.path.to_uppercase();
         let added = difference.expected.is_none();
@@ -171,8 +173,8 @@ fn check_root_fills_partition(image: &Path, table: &Table) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Size of an ext4 file system from its superblock, bytes (kernel `Documentation/filesystems/ext4`).
-fn ext4_size(image: &Path, offset: u64) -> anyhow::Result<u64> {
+/// Size of an ext4 file system at `offset` from its superblock, bytes (kernel `Documentation/filesystems/ext4`).
+pub(super) fn ext4_size(image: &Path, offset: u64) -> anyhow::Result<u64> {
     let mut superblock = [0; 1024];
     File::open(image)?.read_exact_at(&mut superblock, offset + 1024)?;
     let word = |at: usize| {

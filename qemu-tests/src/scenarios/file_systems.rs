@@ -208,8 +208,19 @@ fn there_and_back(
 pub(super) fn restore_to(
     stage: &Stage<'_>,
     agent: &Path,
-    (server, url): (&Server, &str),
+    at: (&Server, &str),
     point: &str,
+    target: &Path,
+) -> anyhow::Result<()> {
+    restore_ordered(stage, agent, at, (point, &[]), target)
+}
+
+/// The same with options of `netboot restore`.
+pub(super) fn restore_ordered(
+    stage: &Stage<'_>,
+    agent: &Path,
+    (server, url): (&Server, &str),
+    order: (&str, &[&str]),
     target: &Path,
 ) -> anyhow::Result<()> {
     let mut command = tool::bound_to_us(
@@ -224,7 +235,7 @@ pub(super) fn restore_to(
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()?;
-    let restored = restore(server, point, target, &mut joined);
+    let restored = restore(server, order, target, &mut joined);
     // It ends by itself; after a fault it may not.
     let _ = joined.kill();
     let _ = joined.wait();
@@ -232,7 +243,12 @@ pub(super) fn restore_to(
 }
 
 /// Waits for the agent to be there, orders the restore, waits for its end.
-fn restore(server: &Server, point: &str, target: &Path, joined: &mut Child) -> anyhow::Result<()> {
+fn restore(
+    server: &Server,
+    (point, options): (&str, &[&str]),
+    target: &Path,
+    joined: &mut Child,
+) -> anyhow::Result<()> {
     let real = std::fs::canonicalize(target)?;
     let deadline = Deadline::seconds(300);
     let machine = loop {
@@ -247,7 +263,7 @@ fn restore(server: &Server, point: &str, target: &Path, joined: &mut Child) -> a
         ensure!(deadline.remaining().is_some(), "the agent does not beacon");
         thread::sleep(TICK);
     };
-    let job = server.restore(&machine, point)?;
+    let job = server.restore_with(&machine, point, options)?;
     loop {
         let jobs = server.jobs()?;
         let job = jobs

@@ -11,7 +11,7 @@ use crate::lab::guest::{
     Attachment, DiskBus, DiskDevice, Guest, GuestConfig, Identity, NetworkCard,
 };
 use crate::lab::link::Port;
-use crate::lab::source_machine::SourceMachine;
+use crate::lab::source_machine::{RootKind, SourceMachine};
 
 /// Size of the bare machine's disk, bytes: larger than the source's, and not by a round number.
 pub(crate) const BARE_DISK_BYTES: u64 = (4 << 30) + (7 << 20);
@@ -26,6 +26,8 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     /// Its first disk.
     pub(crate) disk: PathBuf,
+    /// How that is attached.
+    pub(super) bus: DiskBus,
     /// Whether that has sectors of 4096 bytes in place of 512.
     pub(super) large_sectors: bool,
     /// Disks besides the first.
@@ -43,7 +45,16 @@ pub(crate) struct Machine {
 impl Machine {
     /// The source machine with a copy of its disk, as it was installed.
     pub(crate) fn source(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Self> {
-        let built = SourceMachine::get_or_build(&stage.settings.work)?;
+        Self::source_with_root(stage, kind, RootKind::Ext4)
+    }
+
+    /// The same of the source machine that has a root of this kind.
+    pub(super) fn source_with_root(
+        stage: &Stage<'_>,
+        kind: FirmwareKind,
+        root: RootKind,
+    ) -> anyhow::Result<Self> {
+        let built = SourceMachine::with_root(&stage.settings.work, root)?;
         let machine = Self::new(stage, "source", kind, [0x52, 0x54, 0, 0x77, 1, 1])?;
         disk::copy(&built.disk(), &machine.disk)?;
         let firmware = match kind {
@@ -117,6 +128,7 @@ impl Machine {
         Ok(Self {
             name: name.to_owned(),
             disk: folder.join("disk.raw"),
+            bus: DiskBus::Virtio,
             large_sectors: false,
             more_disks: Vec::new(),
             network_model: "virtio-net-pci",
@@ -162,7 +174,7 @@ impl Machine {
         });
         let first = DiskDevice {
             image: self.disk.clone(),
-            bus: DiskBus::Virtio,
+            bus: self.bus,
             serial: format!("{}-DISK", self.name.to_uppercase()),
             large_sectors: self.large_sectors,
         };

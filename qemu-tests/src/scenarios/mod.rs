@@ -19,6 +19,8 @@ mod killed_agent;
 mod link_selftest;
 mod local_disk;
 mod machine;
+mod matrix;
+mod ntfs_sizes;
 mod proxy;
 mod random_frames;
 mod real_network;
@@ -59,7 +61,10 @@ pub(crate) struct Scenario {
 
 /// Every scenario, in the order in which they are played.
 pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
-    STORIES.iter().chain(&boot_path::SCENARIOS)
+    STORIES
+        .iter()
+        .chain(&matrix::SCENARIOS)
+        .chain(&boot_path::SCENARIOS)
 }
 
 const STORIES: &[Scenario] = &[
@@ -190,6 +195,12 @@ const STORIES: &[Scenario] = &[
         play: file_systems::play,
     },
     Scenario {
+        name: "ntfs-sizes",
+        about: "an NTFS data disk comes back on larger and smaller disks and partitions, every file right",
+        long: false,
+        play: ntfs_sizes::play,
+    },
+    Scenario {
         name: "encrypted",
         about: "LUKS1 and LUKS2 captured plain with their keys, a wrong one refused, restored over themselves",
         long: false,
@@ -267,7 +278,7 @@ mod tests {
         for (index, name) in names.iter().enumerate() {
             let plain = name
                 .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
             assert!(plain, "{name}");
             assert!(!names[..index].contains(name), "{name}");
         }

@@ -4,11 +4,12 @@ use super::compare;
 use super::machine::{Machine, wait_for_login};
 use super::site::{Site, copy_folder};
 use super::source_boots::started_once;
-use super::stage::{Backup, Stage};
+use super::stage::{Backup, Source, Stage};
 use crate::lab::firmware::FirmwareKind;
+use crate::lab::source_machine::RootKind;
 
 /// Half a GiB less than the source's disk, and not by a round number, bytes.
-const SMALL_DISK_BYTES: u64 = (5 << 29) + (3 << 20);
+pub(super) const SMALL_DISK_BYTES: u64 = (5 << 29) + (3 << 20);
 
 pub(super) fn bios(stage: &Stage<'_>) -> anyhow::Result<()> {
     demonstrate(stage, FirmwareKind::Bios)
@@ -20,12 +21,13 @@ pub(super) fn uefi(stage: &Stage<'_>) -> anyhow::Result<()> {
 
 /// The whole story for one firmware.
 pub(crate) fn demonstrate(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<()> {
-    let backup = make_backup(stage, kind)?;
+    let source = Source::usual(kind);
+    let backup = make_backup(stage, source)?;
     stage
         .settings
         .backups
         .borrow_mut()
-        .insert(kind, backup.clone());
+        .insert(source, backup.clone());
 
     let bare = Machine::bare(stage, kind)?;
     let mut site = Site::open(stage)?;
@@ -87,13 +89,22 @@ pub(super) fn large_sectors(stage: &Stage<'_>) -> anyhow::Result<()> {
 }
 
 /// A backup of a used source machine, made over the network.
-fn make_backup(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Backup> {
+fn make_backup(stage: &Stage<'_>, of: Source) -> anyhow::Result<Backup> {
     stage.program("netboot")?;
     stage.boot_files()?;
-    let source = started_once(stage, kind)?;
+    let mut source = match of.root {
+        RootKind::Ext4 => started_once(stage, of.firmware)?,
+        // What installed it has run on it.
+        root => Machine::source_with_root(stage, of.firmware, root)?,
+    };
+    source.bus = of.bus;
     stage.milestone("the source machine has run and left its marks");
     // A server that has the other firmware's backup already gets to know only what is new.
-    let other = stage.settings.backups.borrow().values().next().cloned();
+    let other = {
+        let backups = stage.settings.backups.borrow();
+        let same_root = backups.iter().find(|(other, _)| other.root == of.root);
+        same_root.map(|(_, backup)| backup.clone())
+    };
     let mut site = match other {
         Some(other) => Site::open_with_data(stage, &other.data_dir)?,
         None => Site::open(stage)?,
@@ -104,11 +115,10 @@ fn make_backup(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Backup> 
     site.server.stop()?;
 
     // Kept outside the stage: later scenarios start from it.
-    let folder = stage
-        .settings
-        .work
-        .join("run")
-        .join(format!("backup-{kind}"));
+    let folder = stage.settings.work.join("run").join(match of.root {
+        RootKind::Ext4 => format!("backup-{}", of.firmware),
+        root => format!("backup-{root}-{}", of.firmware),
+    });
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }
@@ -126,16 +136,21 @@ fn make_backup(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Backup> 
 
 /// The backup that an earlier scenario of this run has made, or a new one.
 pub(super) fn backup(stage: &Stage<'_>, kind: FirmwareKind) -> anyhow::Result<Backup> {
-    let known = stage.settings.backups.borrow().get(&kind).cloned();
+    backup_of(stage, Source::usual(kind))
+}
+
+/// The same of a source machine that is not the usual one.
+pub(super) fn backup_of(stage: &Stage<'_>, source: Source) -> anyhow::Result<Backup> {
+    let known = stage.settings.backups.borrow().get(&source).cloned();
     if let Some(backup) = known {
         return Ok(backup);
     }
-    let backup = make_backup(stage, kind)?;
+    let backup = make_backup(stage, source)?;
     stage
         .settings
         .backups
         .borrow_mut()
-        .insert(kind, backup.clone());
+        .insert(source, backup.clone());
     // The next site of this stage copies the data to where this one had it.
     std::fs::remove_dir_all(stage.disks().join("server"))?;
     Ok(backup)

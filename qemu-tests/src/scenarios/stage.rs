@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::Skipped;
 use crate::lab::firmware::FirmwareKind;
+use crate::lab::guest::DiskBus;
+use crate::lab::source_machine::RootKind;
 
 /// What the command line says about all scenarios.
 #[derive(Debug)]
@@ -22,7 +24,29 @@ pub(crate) struct Settings {
     /// Whether disks and data are kept afterwards.
     pub(crate) keep: bool,
     /// Backups that a scenario has made and others may start from.
-    pub(crate) backups: RefCell<HashMap<FirmwareKind, Backup>>,
+    pub(crate) backups: RefCell<HashMap<Source, Backup>>,
+}
+
+/// What a backup is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Source {
+    /// What its root is.
+    pub(crate) root: RootKind,
+    /// What starts it.
+    pub(crate) firmware: FirmwareKind,
+    /// How its disk is attached.
+    pub(crate) bus: DiskBus,
+}
+
+impl Source {
+    /// The source of all stories that are not about another one.
+    pub(crate) const fn usual(firmware: FirmwareKind) -> Self {
+        Self {
+            root: RootKind::Ext4,
+            firmware,
+            bus: DiskBus::Virtio,
+        }
+    }
 }
 
 /// A server's data with one restore point in it, and the disk that it was made of.
