@@ -38,6 +38,9 @@ use references::PartitionIds;
 mod grub;
 mod references;
 
+#[cfg(test)]
+mod tests;
+
 /// The variable that says whether the firmware starts signed programs only (UEFI 2.10 §3.3).
 const SECURE_BOOT: &str = "SecureBoot";
 /// Where systems mount their EFI system partition.
