@@ -244,11 +244,12 @@ pub(super) fn converted(
         PartitionTable::None => return Err(refuse("its disk has no partitions".to_owned())),
     };
     let wrong = |error: crate::gpt::GptError| refuse(error.to_string());
-    let (kind, len, what) = match to {
-        FirmwareKind::Uefi => (ESP_TYPE, ESP_SIZE, "EFI system partition"),
+    let (kind, len, article, what) = match to {
+        FirmwareKind::Uefi => (ESP_TYPE, ESP_SIZE, "an", "EFI system partition"),
         FirmwareKind::Bios => (
             BIOS_BOOT_TYPE,
             BIOS_BOOT_SIZE,
+            "a",
             "partition for GRUB's second stage",
         ),
     };
@@ -267,7 +268,7 @@ pub(super) fn converted(
             let number = table.next_number().map_err(wrong)?;
             let number = number.ok_or_else(|| refuse("its table has no entry left".to_owned()))?;
             let id = id(&format!("partition {number}"));
-            notes.push(format!("{name} gets a {what}: partition {number}."));
+            notes.push(format!("{name} gets {article} {what}: partition {number}."));
             let made = Made {
                 number,
                 kind,
