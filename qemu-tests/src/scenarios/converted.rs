@@ -254,7 +254,6 @@ fn convert(site: &mut Site<'_>, bare: &Machine, restore_point: &str) -> anyhow::
         "without --convert-firmware the job says: {why}"
     );
     stage.milestone("without --convert-firmware it is refused");
-    site.wait_for_beacon(bare, &mut guest)?;
     let words = ["--convert-firmware"];
     let job = site
         .server
