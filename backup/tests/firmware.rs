@@ -346,6 +346,15 @@ fn a_gpt_keeps_its_esp_and_gets_one_where_it_has_none() {
         refused[0].text
     );
 
+    let without = Choices {
+        volumes: vec!["0:2=none".parse().unwrap()],
+        ..convert()
+    };
+    let manifest = manifest(FirmwareKind::Bios, with(MIB));
+    let target = machine(FirmwareKind::Uefi, 256 * MIB);
+    let refused = plan_restore(&manifest, &target, &without).unwrap_err();
+    assert_eq!(codes(&refused), [ReasonCode::CannotConvert]);
+
     let table = format!(
         "label: gpt\nstart=2048,size=2048,type={BIOS_BOOT}\nstart=4096,size=204800,type=linux\n"
     );

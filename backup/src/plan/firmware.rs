@@ -111,6 +111,15 @@ fn cannot(machine: FirmwareKind, reason: &str) -> Refusal {
     )
 }
 
+/// The partition that the loader goes to is not to be restored.
+pub(super) fn left_out(conversion: FirmwareConversion) -> Refusal {
+    let number = conversion.partition;
+    cannot(
+        conversion.to,
+        &format!("its loader goes to partition {number}, which is left out"),
+    )
+}
+
 fn why_not(manifest: &Manifest, choices: &Choices) -> Option<String> {
     let Some(system) = &manifest.system else {
         return Some(

@@ -152,6 +152,11 @@ fn plan_disk(
         .map_or_else(Vec::new, |other| other.changes.clone());
     for choice in &way.choices.volumes {
         if choice.disk == image.number {
+            let carried = carried.as_ref();
+            if let Some(other) = carried.filter(|one| one.conversion.partition == choice.partition)
+            {
+                return Err(firmware::left_out(other.conversion));
+            }
             leave_out(&mut plan, image, choice.partition, notes);
         }
     }

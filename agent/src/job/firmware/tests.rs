@@ -439,12 +439,13 @@ fn what_is_missing_or_not_signed_for_the_system_is_said_before_a_disk_is_touched
     }
     let folder = folder();
     let (bench, target) = to_uefi(folder.path());
-    fs::write(&target, vec![7; (TARGET * MIB) as usize]).unwrap();
+    let before = vec![7; (TARGET * MIB) as usize];
+    fs::write(&target, &before).unwrap();
     let refused = |reason: &str| {
         let error = converted(&bench).unwrap_err();
         assert!(error.reason.contains(reason), "{error}");
         assert!(error.reason.ends_with("no disk was touched"), "{error}");
-        assert!(fs::read(&target).unwrap().iter().all(|byte| *byte == 7));
+        assert!(fs::read(&target).unwrap() == before);
     };
     let put = |value: &[u8]| {
         let mut values = bench.platform.variables.values.lock().unwrap();
