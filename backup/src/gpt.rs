@@ -1,6 +1,7 @@
 //! GUID partition tables (UEFI 2.10 §5.3), kept to the letter.
 //!
-//! Invariant: bytes of a table are only ever patched, never made anew: a disk of another size gets
+//! Invariant: bytes of a table are only ever patched, never made anew (but for a disk that had a PC partition
+//! table and is to start by UEFI: `made`): a disk of another size gets
 //! new places for the backup table, the last usable LBA, the CRCs and the size in the protective
 //! MBR, and every other byte stays what it was. [`GptTable::header`] always has the form of a
 //! primary header at LBA 1, also when it was read from the backup.
@@ -9,6 +10,7 @@
 //! (`layout`).
 
 mod header;
+mod made;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -19,6 +21,7 @@ use crate::manifest::Blob;
 use crate::plan::TableWrite;
 use crate::{ByteRange, SectorSize};
 use header::{Header, PRIMARY_LBA, check_entries_crc, field, seal};
+pub(crate) use made::NewPartition;
 
 /// The type of an EFI system partition.
 pub const ESP_TYPE: Uuid = Uuid::from_u128(0xc12a_7328_f81f_11d2_ba4b_00a0_c93e_c93b);

@@ -337,6 +337,12 @@ pub struct Region {
 }
 
 impl Region {
+    /// Whether it is the partition of this number.
+    #[must_use]
+    pub fn is_partition(&self, number: u32) -> bool {
+        self.kind == RegionKind::Partition { number }
+    }
+
     /// What it is called among the regions of disk `number`, in the middle of a sentence.
     #[must_use]
     pub fn place(&self, number: u32) -> String {

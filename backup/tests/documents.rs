@@ -18,6 +18,7 @@ fn all_codes() -> Vec<ReasonCode> {
         | ReasonCode::CannotShrink
         | ReasonCode::SectorSize
         | ReasonCode::FirmwareType
+        | ReasonCode::CannotConvert
         | ReasonCode::Architecture
         | ReasonCode::ReadOnly
         | ReasonCode::TableUnsupported
@@ -33,6 +34,7 @@ fn all_codes() -> Vec<ReasonCode> {
         ReasonCode::CannotShrink,
         ReasonCode::SectorSize,
         ReasonCode::FirmwareType,
+        ReasonCode::CannotConvert,
         ReasonCode::Architecture,
         ReasonCode::ReadOnly,
         ReasonCode::TableUnsupported,

@@ -16,6 +16,7 @@ use crate::manifest::{
     self, AgentEntry, FileEntry, KernelEntry, LoaderEntry, Manifest, PartEntry, UnifiedEntry,
 };
 use crate::modules::{ModuleError, ModuleFiles};
+use crate::other_firmware;
 use crate::output::{self, Names, OutputError};
 use crate::packages::Packages;
 use crate::signing::{Signer, SigningError};
@@ -123,7 +124,15 @@ pub(crate) fn assemble(inputs: &Inputs, progress: fn(&str)) -> Result<Manifest, 
         Some((image, modules)) => Kernel::from_files(architecture, image, modules)?,
         None => Kernel::from_packages(architecture, &mut packages)?,
     };
-    let tools = tools::from_packages(&mut packages, architecture)?;
+    let mut tools = tools::from_packages(&mut packages, architecture)?;
+    let (other_firmware, files) = other_firmware::from_packages(
+        &mut packages,
+        architecture,
+        inputs.loaders.is_some(),
+        progress,
+    )?;
+    tools.files.extend(files);
+    tools.at_need = tools.at_need.with(other_firmware);
     let loaders = boot_loaders::gather(inputs.loaders.as_deref(), &mut packages, architecture)?;
     let stub = unified::stub(inputs.stub.as_ref(), &mut packages, architecture)?;
 

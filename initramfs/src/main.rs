@@ -20,6 +20,7 @@ mod elf;
 mod kernel;
 mod manifest;
 mod modules;
+mod other_firmware;
 mod output;
 mod packages;
 mod pe;

@@ -32,13 +32,15 @@ pub(crate) const TOOLS: &[(&str, &str)] = &[
 /// What only some jobs need: not in the image, but in a file beside it that the agent fetches for them.
 ///
 /// `xfs_growfs` and `btrfs` resize a mounted XFS and Btrfs. `cryptsetup` opens an encrypted volume whose key was
-/// given with a capture. `ssh-keygen` makes the host keys of a copy.
+/// given with a capture. `ssh-keygen` makes the host keys of a copy. `grub-mkimage` makes the second stage of a GRUB
+/// that starts by BIOS.
 pub(crate) const AT_NEED: &[(&str, &str)] = &[
     ("xfsprogs", "xfs_growfs"),
     ("xfsprogs", "xfs_db"),
     ("btrfs-progs", "btrfs"),
     ("cryptsetup-bin", "cryptsetup"),
     ("openssh-client", "ssh-keygen"),
+    ("grub-common", "grub-mkimage"),
 ];
 
 /// The one user of the environment: `ssh-keygen` ends when it has no name for who runs it.
@@ -71,6 +73,16 @@ pub(crate) enum ToolError {
     NoProgram {
         /// The program.
         program: String,
+        /// The package.
+        package: String,
+        /// Its version.
+        version: String,
+    },
+    /// The package does not have a file.
+    #[error("the package {package} {version} has no {path}")]
+    NoFile {
+        /// The file.
+        path: String,
         /// The package.
         package: String,
         /// Its version.

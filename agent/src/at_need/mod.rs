@@ -57,13 +57,15 @@ fn parse(list: &str) -> Result<Vec<Listed>, String> {
     list.lines().map(line).collect()
 }
 
-/// Whether a restore resizes something that the image has no tool for.
+/// Whether a restore resizes something that the image has no tool for, or makes a boot loader.
 pub(crate) fn is_needed_by(plan: &RestorePlan) -> bool {
     let only_mounted =
         |kind: FileSystemKind| matches!(kind, FileSystemKind::Xfs | FileSystemKind::Btrfs);
     let mut disks = plan.disks.iter();
     disks.any(|disk| {
-        !disk.shrink.is_empty() || disk.grow.iter().any(|grow| only_mounted(grow.file_system))
+        disk.conversion.is_some()
+            || !disk.shrink.is_empty()
+            || disk.grow.iter().any(|grow| only_mounted(grow.file_system))
     })
 }
 

@@ -1,7 +1,7 @@
 //! Boot repair: what a restored machine needs beside its disks' bytes to start.
 //!
 //! UEFI: a fallback loader on the EFI system partition ([`loader`]) and firmware boot entries
-//! ([`mod@reconcile`]). BIOS: nothing more than bytes. The first sector's boot code comes with the table,
+//! ([`mod@reconcile`]). BIOS: nothing more than bytes, unless the system started by UEFI before ([`bios`], [`uefi`]). The first sector's boot code comes with the table,
 //! GRUB's core image with the BIOS boot partition or the gap before the first partition, and both
 //! stay where they were. Invariant: done twice it changes nothing.
 
@@ -19,9 +19,11 @@ use load_option::{HardDrive, LoadOption};
 use reconcile::{Current, Wanted, reconcile};
 use variables::Variables;
 
+pub(crate) mod bios;
 mod load_option;
 pub(crate) mod loader;
 mod reconcile;
+pub(crate) mod uefi;
 pub(crate) mod variables;
 
 /// The firmware's entries and order, for a manifest. What cannot be read becomes a warning.

@@ -21,6 +21,7 @@ use tracker::Tracker;
 
 pub(crate) mod encrypted;
 pub(crate) mod error;
+pub(crate) mod firmware;
 pub(crate) mod grow;
 pub(crate) mod identity;
 pub(crate) mod kernel;

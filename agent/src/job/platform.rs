@@ -48,6 +48,11 @@ pub(crate) trait Platform: Send + Sync {
         Path::new("/dev").join(&disk.name)
     }
 
+    /// Where files of packages are: loaders, and what they are made of.
+    fn packages(&self) -> PathBuf {
+        PathBuf::from("/")
+    }
+
     /// Makes the kernel read the table of a committed disk.
     fn reread_table(&self, disk: &Disk) -> io::Result<()>;
 

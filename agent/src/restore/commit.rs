@@ -44,6 +44,16 @@ impl Writes {
         }
     }
 
+    /// Puts other code into the first sector, before the signature and table in it.
+    pub(crate) fn put_boot_code(&mut self, code: Option<&[u8]>) {
+        let first = self.last.as_mut().filter(|write| write.offset == 0);
+        if let (Some(first), Some(code)) = (first, code)
+            && let Some(place) = first.bytes.get_mut(..code.len())
+        {
+            place.copy_from_slice(code);
+        }
+    }
+
     /// The writes of a plan. `reserved` is what belongs where the marker is: it goes in before the
     /// first sector, so that no byte of the backup is missing on a disk that starts. `first` is the
     /// first sector of a disk whose plan has no table to write.

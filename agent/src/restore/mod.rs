@@ -21,6 +21,7 @@ use crate::at_need;
 use crate::boot_repair;
 use crate::device::{Access, io_error};
 use crate::job::error::{Fault, Touched, report};
+use crate::job::firmware;
 use crate::job::identity::{self, Renewed};
 use crate::job::platform::Loader;
 use crate::job::{Engine, JobError};
@@ -134,6 +135,7 @@ impl<'a> Restore<'a> {
         if choices.is_copy() {
             identity::check(&manifest, &plan)?;
         }
+        firmware::check(engine, &manifest, &plan)?;
         let (sources, needed) = sources::sources(&plan, &manifest)?;
         let lists = Lists::fetch(engine, restore_point, &needed, KEPT)?;
         drop(needed);
@@ -182,6 +184,10 @@ impl<'a> Restore<'a> {
         }
         let mut writes = self.commit_writes(&targets, &held);
         drop(targets);
+        let codes = firmware::convert(self.engine, &self.manifest, &self.plan, &mut sentences)?;
+        for (writes, code) in writes.iter_mut().zip(codes) {
+            writes.put_boot_code(code.as_deref());
+        }
         self.finish_volumes(&mut sentences)?;
         let renewed = self.renew(&mut sentences)?;
         for (writes, tables) in writes.iter_mut().zip(&renewed.commits) {

@@ -26,6 +26,7 @@ mod used;
 mod xfs;
 
 pub use extents::FileExtent;
+pub use fat::made as new_fat;
 pub use fat::sectors as fat_sectors;
 
 /// Random access to the bytes of a volume, given by whoever can do I/O.

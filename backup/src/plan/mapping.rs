@@ -280,6 +280,7 @@ fn add(plans: &mut Vec<DiskPlan>, pair: &Pair<'_>, choices: &Choices) -> Result<
                 grow: Vec::new(),
                 shrink: Vec::new(),
                 sectors: Vec::new(),
+                conversion: None,
                 commit: Vec::new(),
             });
             let last = plans.len() - 1;

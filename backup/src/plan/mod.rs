@@ -5,13 +5,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hardware::Disk;
+use crate::hardware::{Disk, FirmwareKind};
 use crate::identity::{HostName, Identity};
 use crate::manifest::{Blob, FileSystemKind, RestorePointId};
 use crate::{ByteRange, SectorSize};
 
 mod assign;
 pub mod capture;
+mod check;
+mod firmware;
 pub mod kept;
 pub mod mapping;
 pub mod members;
@@ -32,7 +34,7 @@ pub struct Choices {
     pub disks: Vec<DiskChoice>,
     /// Who gets the room that a larger disk has more than the source.
     pub extra_space: ExtraSpace,
-    /// Whether a backup of the other type of firmware is restored all the same.
+    /// What becomes of a backup of the other type of firmware.
     pub firmware: FirmwareChoice,
     /// Volumes that go to partitions which are there, and nothing else does; or volumes that are left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -76,6 +78,8 @@ pub enum FirmwareChoice {
     Same,
     /// It is restored, and does not start here by itself.
     Insist,
+    /// A Linux is given what it needs to start by this machine's type.
+    Convert,
 }
 
 /// One source disk bound to one target disk.
@@ -106,6 +110,8 @@ pub enum ReasonCode {
     SectorSize,
     /// The backup starts by BIOS and the machine by UEFI, or the other way round.
     FirmwareType,
+    /// The backup is to be converted to the machine's type of firmware, and cannot be.
+    CannotConvert,
     /// The backup is of another processor architecture.
     Architecture,
     /// The kernel refuses writes to the target.
@@ -170,6 +176,9 @@ pub struct DiskPlan {
     /// File systems whose own sectors get another size, before the commit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sectors: Vec<SectorChange>,
+    /// What makes its system start by the other type of firmware, before the commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversion: Option<FirmwareConversion>,
     /// The commit, in this order, each flushed: backup GPT, primary GPT, first sector.
     pub commit: Vec<TableWrite>,
 }
@@ -252,6 +261,17 @@ pub struct SectorChange {
     pub file_system: FileSystemKind,
     /// The sectors that it gets.
     pub to: SectorSize,
+}
+
+/// A system that starts by the other type of firmware than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareConversion {
+    /// How it starts then.
+    pub to: FirmwareKind,
+    /// The number of the partition that its loader goes to: an EFI system partition, or that of GRUB's second stage.
+    pub partition: u32,
+    /// Whether that partition is made, and nothing of it is in the backup.
+    pub made: bool,
 }
 
 /// Bytes of a partition table at their place.

@@ -11,27 +11,29 @@
 //! 2. `copies` without their `last` parts. A partition may lie over an invalidated range (the first
 //!    MiB of an MBR disk, the last MiB of any): its bytes come after the zeros, so they stay.
 //! 3. the `last` parts of all copies: superblocks, boot sectors, and what lies in the first MiB.
-//! 4. `shrink`, then `sectors`, then `grow`, on the partitions' ranges, while there is still no table.
+//! 4. `shrink`, then `sectors`, then `conversion`, then `grow`, on the partitions' ranges, while there is still no table.
 //! 5. `commit` in its order; its last write, sector 0, is the commit. A disk without a table has no
 //!    `commit`: there the first sector is kept back in step 3 and written here.
 //!
-//! What is *not* here: chosen volumes onto partitions that are there (`mapping`), who grows (`placement`), who is made smaller (`shrink`), other sector sizes (`sectors`).
+//! What is *not* here: chosen volumes onto partitions that are there (`mapping`), who grows (`placement`), who is made smaller (`shrink`), other sector sizes (`sectors`), the other type of firmware (`firmware`).
 
 use crate::ByteRange;
 use crate::filesystem::heads;
-use crate::hardware::Inventory;
+use crate::hardware::{FirmwareKind, Inventory};
 use crate::layout::{self, TablePartition};
 use crate::manifest::{
     Coverage, DiskImage, FileSystemKind, LogicalVolume, Manifest, PartitionTable, Region,
     RegionKind,
 };
 use crate::plan::assign::assign;
+use crate::plan::check::{check, place};
+use crate::plan::firmware::{Free, Made, Placed};
 use crate::plan::placement::{Placement, Room};
 use crate::plan::{
-    Choices, DiskPlan, ExtraSpace, FirmwareChoice, PlannedPartition, ReasonCode, Refusal,
-    RegionCopy, RestorePlan, TableWrite,
+    Choices, DiskPlan, ExtraSpace, PlannedPartition, ReasonCode, Refusal, RegionCopy, RestorePlan,
+    TableWrite,
 };
-use crate::plan::{mapping, sectors, volumes};
+use crate::plan::{firmware, mapping, sectors, volumes};
 use crate::units::HumanBytes;
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -48,11 +50,14 @@ pub fn plan_restore(
     let mut notes = manifest.encrypt_again();
     notes.extend(copy_note(manifest, choices));
     // Where only volumes go onto partitions that are there, nothing has to start from them.
-    let mut refusals = if choices.maps_volumes() {
-        Vec::new()
-    } else {
-        machine_refusals(manifest, target, choices, &mut notes)
-    };
+    let (mut refusals, mut conversion) = (Vec::new(), None);
+    if !choices.maps_volumes() {
+        match firmware::wanted(manifest, target, choices, &mut notes) {
+            Ok(wanted) => conversion = wanted,
+            Err(refusal) => refusals.push(refusal),
+        }
+        refusals.extend(architecture_refusal(manifest, target));
+    }
     if let Err(error) = manifest.check() {
         refusals.push(refusal(
             ReasonCode::TableUnsupported,
@@ -80,7 +85,12 @@ pub fn plan_restore(
         Err(more) => refusals.extend(more),
         Ok(targets) => {
             for (image, target) in manifest.disks.iter().zip(targets) {
-                match plan_disk(manifest, image, target, choices, &mut notes) {
+                let conversion = conversion.filter(|wanted| wanted.disk == image.number);
+                let way = Way {
+                    choices,
+                    conversion: conversion.map(|wanted| wanted.to),
+                };
+                match plan_disk(manifest, image, target, &way, &mut notes) {
                     Ok(plan) => disks.push(plan),
                     Err(refusal) => refusals.push(refusal),
                 }
@@ -98,11 +108,18 @@ pub fn plan_restore(
     }
 }
 
+/// What was decided for a disk.
+struct Way<'a> {
+    choices: &'a Choices,
+    /// The type of firmware that its system is to start by, when that is another one.
+    conversion: Option<FirmwareKind>,
+}
+
 fn plan_disk(
     manifest: &Manifest,
     image: &DiskImage,
     target: &crate::hardware::Disk,
-    choices: &Choices,
+    way: &Way<'_>,
     notes: &mut Vec<String>,
 ) -> Result<DiskPlan, Refusal> {
     let to = target.logical_sector;
@@ -115,15 +132,31 @@ fn plan_disk(
         Some(sectors::converted(image, firmware, to, notes)?)
     };
     let image = converted.as_ref().map_or(image, |other| &other.image);
+    let carried = match way.conversion {
+        None => None,
+        Some(to) => {
+            // A table that contradicts itself is refused as such.
+            DiskPlanner::new(image, target, notes).table_partitions()?;
+            Some(firmware::converted(manifest, image, target, to, notes)?)
+        }
+    };
+    let image = carried.as_ref().map_or(image, |other| &other.image);
     let mut planner = DiskPlanner::new(image, target, notes);
     planner.volumes = &manifest.logical_volumes;
-    planner.extra_space = choices.extra_space;
+    planner.extra_space = way.choices.extra_space;
+    planner.made = carried.as_ref().and_then(|other| other.made.clone());
     let mut plan = planner.plan()?;
+    plan.conversion = carried.as_ref().map(|other| other.conversion);
     plan.sectors = converted
         .as_ref()
         .map_or_else(Vec::new, |other| other.changes.clone());
-    for choice in &choices.volumes {
+    for choice in &way.choices.volumes {
         if choice.disk == image.number {
+            let carried = carried.as_ref();
+            if let Some(other) = carried.filter(|one| one.conversion.partition == choice.partition)
+            {
+                return Err(firmware::left_out(other.conversion));
+            }
             leave_out(&mut plan, image, choice.partition, notes);
         }
     }
@@ -183,36 +216,16 @@ pub(super) fn refusal(code: ReasonCode, text: String) -> Refusal {
     Refusal { code, text }
 }
 
-fn machine_refusals(
-    manifest: &Manifest,
-    target: &Inventory,
-    choices: &Choices,
-    notes: &mut Vec<String>,
-) -> Vec<Refusal> {
-    let mut refusals = Vec::new();
-    let (backup, machine) = (manifest.firmware.kind, target.firmware);
-    if backup != machine && choices.firmware == FirmwareChoice::Insist {
-        notes.push(format!(
-            "The backup starts by {backup}, this machine was started by {machine}: what is restored starts only when its firmware set-up is changed to {backup}."
-        ));
-    } else if backup != machine {
-        refusals.push(refusal(
-            ReasonCode::FirmwareType,
-            format!(
-                "The backup starts by {backup}, this machine was started by {machine}. Start it by {backup} (see its firmware set-up), then restore again; or insist, if the disk is for a machine that starts by {backup}."
-            ),
-        ));
-    }
-    if manifest.architecture != target.architecture {
-        refusals.push(refusal(
+fn architecture_refusal(manifest: &Manifest, target: &Inventory) -> Option<Refusal> {
+    (manifest.architecture != target.architecture).then(|| {
+        refusal(
             ReasonCode::Architecture,
             format!(
                 "The backup is of a machine with architecture {}, this one is {}. Its system cannot run here.",
                 manifest.architecture, target.architecture
             ),
-        ));
-    }
-    refusals
+        )
+    })
 }
 
 /// Plans one disk.
@@ -223,6 +236,8 @@ struct DiskPlanner<'a> {
     /// The logical volumes of all disks.
     volumes: &'a [LogicalVolume],
     extra_space: ExtraSpace,
+    /// A partition that the backup does not have.
+    made: Option<Made>,
     /// The target's size in whole sectors, in bytes.
     size: u64,
 }
@@ -240,6 +255,7 @@ impl<'a> DiskPlanner<'a> {
             notes,
             volumes: &[],
             extra_space: ExtraSpace::default(),
+            made: None,
             size: target.size - target.size % sector,
         }
     }
@@ -247,23 +263,28 @@ impl<'a> DiskPlanner<'a> {
     fn plan(mut self) -> Result<DiskPlan, Refusal> {
         let partitions = self.table_partitions()?;
         let last = partitions.iter().max_by_key(|partition| partition.last_lba);
+        let needed = self.needed_end(last);
+        let made = self.place_made(&partitions, needed);
         let room = Room {
             image: self.image,
             target: self.target,
             size: self.size,
-            usable_end: self.usable_end(),
+            usable_end: made.as_ref().map_or(self.usable_end(), |(_, end)| *end),
         };
-        let needed = self.needed_end(last);
+        let made = made.map(|(placed, _)| placed);
         let placement = if room.usable_end >= needed && room.usable_end > 0 {
             room.place(&partitions, self.extra_space, self.notes)
         } else {
             room.shrink(&partitions, needed, self.notes)?
         };
-        let commit = self.commit(&placement)?;
+        let commit = self.commit(&placement, made.as_ref())?;
         let copies = self.copies(&partitions, &placement, &commit)?;
         let areas = volumes::areas(self.image, self.volumes, &copies)
             .map_err(|reason| self.contradiction(&reason))?;
-        let planned = self.planned(&partitions, &placement);
+        let mut planned = self.planned(&partitions, &placement);
+        planned.extend(made.as_ref().map(Placed::planned));
+        let mut invalidate = self.invalidate(&commit);
+        invalidate.extend(made.as_ref().map(Placed::front));
         let plan = DiskPlan {
             source: self.image.number,
             // What is on it is overwritten: an interrupted restore finds another table, and is the same one.
@@ -272,17 +293,40 @@ impl<'a> DiskPlanner<'a> {
                 ..self.target.clone()
             },
             keeps_table: false,
-            invalidate: self.invalidate(&commit),
+            invalidate: in_order(invalidate),
             copies,
             areas,
             partitions: planned,
             grow: placement.grow,
             shrink: placement.shrink,
             sectors: Vec::new(),
+            conversion: None,
             commit,
         };
         check(&plan, self.size).map_err(|reason| self.contradiction(&reason))?;
         Ok(plan)
+    }
+
+    /// The place of the partition that is made, and where the others may end.
+    fn place_made(&mut self, partitions: &[TablePartition], needed: u64) -> Option<(Placed, u64)> {
+        let made = self.made.take()?;
+        let PartitionTable::Gpt(table) = &self.image.table else {
+            return None;
+        };
+        let free = Free {
+            partitions,
+            sector: self.image.logical_sector,
+            usable_start: table.front().ok()? * self.sector(),
+            usable_end: self.usable_end(),
+            needed,
+        };
+        let placed = made.place(&free);
+        let end = placed.end_for_others(free.usable_end);
+        if self.extra_space == ExtraSpace::Proportional && placed.range.start() < needed {
+            // Nothing moves over it.
+            self.extra_space = ExtraSpace::Last;
+        }
+        Some((placed, end))
     }
 
     const fn sector(&self) -> u64 {
@@ -386,7 +430,11 @@ impl<'a> DiskPlanner<'a> {
             .find(|region| region.kind == RegionKind::Partition { number })
     }
 
-    fn commit(&self, placement: &Placement) -> Result<Vec<TableWrite>, Refusal> {
+    fn commit(
+        &self,
+        placement: &Placement,
+        made: Option<&Placed>,
+    ) -> Result<Vec<TableWrite>, Refusal> {
         let sector = self.sector();
         let placed: Vec<_> = placement
             .changed
@@ -395,8 +443,12 @@ impl<'a> DiskPlanner<'a> {
             .collect();
         match &self.image.table {
             PartitionTable::None => Ok(Vec::new()),
-            PartitionTable::Gpt(table) => table
-                .resized_for(self.size, &placed)
+            PartitionTable::Gpt(table) => made
+                .map_or_else(
+                    || Ok(table.clone()),
+                    |made| made.in_table(table, self.image.logical_sector),
+                )
+                .and_then(|table| table.resized_for(self.size, &placed))
                 .map_err(|error| self.contradiction(&error.to_string())),
             PartitionTable::Mbr(table) if !placement.shrink.is_empty() => table
                 .moved_for(self.size, &placed)
@@ -497,13 +549,6 @@ impl<'a> DiskPlanner<'a> {
     }
 }
 
-fn place(write: &TableWrite) -> ByteRange {
-    ByteRange::between(
-        write.offset,
-        write.offset.saturating_add(write.bytes.0.len() as u64),
-    )
-}
-
 /// The parts of a region that are written last when it goes to `destination`, relative to the disk, in order,
 /// not overlapping.
 pub(super) fn last_parts(region: &Region, destination: ByteRange) -> Vec<ByteRange> {
@@ -537,46 +582,4 @@ pub(super) fn in_order(mut parts: Vec<ByteRange>) -> Vec<ByteRange> {
         }
         joined
     })
-}
-
-/// Checks the invariants of this module on a finished plan: the last line before a disk is written.
-fn check(plan: &DiskPlan, size: u64) -> Result<(), String> {
-    let mut taken: Vec<(ByteRange, String)> = plan
-        .copies
-        .iter()
-        .map(|copy| (copy.destination, format!("region {}", copy.region)))
-        .chain(
-            plan.commit
-                .iter()
-                .map(|write| (place(write), write.what.clone())),
-        )
-        .collect();
-    taken.sort();
-    for (range, what) in &taken {
-        if range.end() > size {
-            return Err(format!("{what} at {range} leaves the disk of {size} bytes"));
-        }
-    }
-    for pair in taken.windows(2) {
-        let ((one, one_name), (other, other_name)) = (&pair[0], &pair[1]);
-        if one.overlaps(*other) {
-            return Err(format!(
-                "{one_name} at {one} overlaps {other_name} at {other}"
-            ));
-        }
-    }
-    let mut areas: Vec<ByteRange> = plan.areas.iter().map(|area| area.destination).collect();
-    areas.sort_unstable();
-    if let Some(pair) = areas.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
-        return Err(format!("areas of logical volumes at {} overlap", pair[1]));
-    }
-    for partition in &plan.partitions {
-        if partition.range.end() > size {
-            return Err(format!(
-                "partition {} at {} leaves the disk of {size} bytes",
-                partition.number, partition.range
-            ));
-        }
-    }
-    Ok(())
 }

@@ -257,6 +257,11 @@ pub(crate) struct PlacementArgs {
     /// same; it starts only on a machine of its own type
     #[arg(long)]
     pub(crate) insist: bool,
+    /// Convert a Linux to start by the machine's type of firmware (BIOS to
+    /// UEFI or back): partition table, boot loader, boot entry; `plan` shows
+    /// it
+    #[arg(long, conflicts_with = "insist")]
+    pub(crate) convert_firmware: bool,
     /// Whose identity the machine has afterwards: machine id, SSH host keys,
     /// name, ids of disks and volumes [default: kept; a reset: new]
     #[arg(long, value_enum, value_name = "WHOSE")]
@@ -280,6 +285,8 @@ impl PlacementArgs {
             },
             firmware: if self.insist {
                 FirmwareChoice::Insist
+            } else if self.convert_firmware {
+                FirmwareChoice::Convert
             } else {
                 FirmwareChoice::Same
             },

@@ -7,6 +7,7 @@
 mod beacon_time;
 pub(crate) mod boot_path;
 mod compare;
+mod converted;
 mod copies;
 mod dhcp_clients;
 mod drivers;
@@ -127,6 +128,24 @@ const STORIES: &[Scenario] = &[
         about: "a UEFI machine comes back on a disk with sectors of 4096 bytes, and starts",
         long: true,
         play: restore::large_sectors,
+    },
+    Scenario {
+        name: "converted-to-uefi",
+        about: "a machine that only knew BIOS, with a PC partition table, comes back on one with UEFI, and starts",
+        long: true,
+        play: converted::to_uefi,
+    },
+    Scenario {
+        name: "converted-to-bios",
+        about: "a machine that only knew UEFI comes back on one with BIOS, and starts",
+        long: true,
+        play: converted::to_bios,
+    },
+    Scenario {
+        name: "converted-with-esp",
+        about: "a BIOS machine that has an EFI system partition comes back on one with UEFI, and starts by it",
+        long: true,
+        play: converted::with_esp,
     },
     Scenario {
         name: "power-cut",

@@ -63,7 +63,7 @@ pub(super) struct Decision {
 }
 
 /// The GUIDs of the partitions and the index of the volume in each.
-pub(super) fn partition_ids(
+pub(in crate::job) fn partition_ids(
     volumes: &[Volume],
     manifest: &Manifest,
     plan: &RestorePlan,
@@ -220,7 +220,7 @@ pub(super) fn decide(
 }
 
 /// A number that is not 0.
-pub(super) fn number() -> u32 {
+pub(in crate::job) fn number() -> u32 {
     loop {
         let number = Uuid::new_v4().as_fields().0;
         if number != 0 {

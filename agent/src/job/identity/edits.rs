@@ -73,7 +73,7 @@ const LEASES: [(&str, &str); 5] = [
 ];
 
 /// Volumes that are mounted as they are needed.
-pub(super) struct Mounts<'a> {
+pub(in crate::job) struct Mounts<'a> {
     volumes: &'a [Volume],
     /// The node or file of each disk.
     backing: &'a [PathBuf],
@@ -81,7 +81,7 @@ pub(super) struct Mounts<'a> {
 }
 
 impl<'a> Mounts<'a> {
-    pub(super) const fn new(volumes: &'a [Volume], backing: &'a [PathBuf]) -> Self {
+    pub(in crate::job) const fn new(volumes: &'a [Volume], backing: &'a [PathBuf]) -> Self {
         Self {
             volumes,
             backing,
@@ -102,8 +102,54 @@ impl<'a> Mounts<'a> {
         Ok(self.mounted.get(&index).map(|mounted| &mounted.root))
     }
 
+    /// Works on a file or folder of a system: with the top of the volume that it is in, and its path there.
+    /// `None` when that volume is not one to be mounted.
+    pub(in crate::job) fn with<T>(
+        &mut self,
+        system: &System,
+        path: &str,
+        work: impl FnOnce(&Root, &str) -> std::io::Result<T>,
+    ) -> Result<Option<T>, Fault> {
+        let (index, inner) = system.locate(path);
+        let place = self.volumes[index].place.clone();
+        let top = system.top;
+        let Some(root) = self.root(index)? else {
+            return Ok(None);
+        };
+        let (root, inner) = if index == system.volume && !top.is_empty() {
+            // Links of a system begin at its own top, not at that of the volume.
+            let own = root.below(top).map_err(fault(at(top, &place)))?;
+            let inner = inner.strip_prefix(top).unwrap_or(&inner);
+            (own, inner.trim_start_matches('/').to_owned())
+        } else {
+            let own = root.below("").map_err(fault(at("", &place)))?;
+            (own, inner)
+        };
+        work(&root, &inner)
+            .map(Some)
+            .map_err(fault(at(path, &place)))
+    }
+
+    /// The files of a system in which ids of disks and volumes can stand, whether they are there or not.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub(in crate::job) fn referring(&mut self, system: &System) -> Result<Vec<String>, Fault> {
+        let mut files: Vec<String> = REFERRING.iter().map(ToString::to_string).collect();
+        for (folder, end) in REFERRING_FOLDERS {
+            let names = self.with(system, folder, |root, path| root.names(path))?;
+            let names = names.unwrap_or_default().into_iter();
+            files.extend(
+                names
+                    .filter(|name| name.ends_with(end))
+                    .map(|name| format!("{folder}/{name}")),
+            );
+        }
+        Ok(files)
+    }
+
     /// Unmounts all of them.
-    pub(super) fn close(self) -> Result<(), Fault> {
+    pub(in crate::job) fn close(self) -> Result<(), Fault> {
         for (index, mounted) in self.mounted {
             let place = &self.volumes[index].place;
             mounted
@@ -187,44 +233,16 @@ struct Edit<'e, 'm> {
 }
 
 impl Edit<'_, '_> {
-    /// Works on a file or folder of the system: with the top of the volume that it is in, and its path there.
-    /// `None` when that volume is not one to be mounted.
     fn with<T>(
         &mut self,
         path: &str,
         work: impl FnOnce(&Root, &str) -> std::io::Result<T>,
     ) -> Result<Option<T>, Fault> {
-        let (index, inner) = self.system.locate(path);
-        let place = self.mounts.volumes[index].place.clone();
-        let top = self.system.top;
-        let Some(root) = self.mounts.root(index)? else {
-            return Ok(None);
-        };
-        let (root, inner) = if index == self.system.volume && !top.is_empty() {
-            // Links of a system begin at its own top, not at that of the volume.
-            let own = root.below(top).map_err(fault(at(top, &place)))?;
-            let inner = inner.strip_prefix(top).unwrap_or(&inner);
-            (own, inner.trim_start_matches('/').to_owned())
-        } else {
-            let own = root.below("").map_err(fault(at("", &place)))?;
-            (own, inner)
-        };
-        work(&root, &inner)
-            .map(Some)
-            .map_err(fault(at(path, &place)))
+        self.mounts.with(self.system, path, work)
     }
 
     fn references(&mut self, references: &References) -> Result<(), Fault> {
-        let mut files: Vec<String> = REFERRING.iter().map(ToString::to_string).collect();
-        for (folder, end) in REFERRING_FOLDERS {
-            let names = self.with(folder, |root, path| root.names(path))?;
-            let names = names.unwrap_or_default().into_iter();
-            files.extend(
-                names
-                    .filter(|name| name.ends_with(end))
-                    .map(|name| format!("{folder}/{name}")),
-            );
-        }
+        let files = self.mounts.referring(self.system)?;
         for file in files {
             let changed = self.with(&file, |root, path| {
                 let Some(mut bytes) = root.read(path)? else {

@@ -28,16 +28,16 @@ use decide::{Decision, Table};
 use systems::System;
 use volumes::Volume;
 
-mod decide;
-mod edits;
+pub(in crate::job) mod decide;
+pub(in crate::job) mod edits;
 mod fat_files;
 mod host_keys;
-mod mounted;
+pub(in crate::job) mod mounted;
 mod renumber;
-mod rooted;
+pub(in crate::job) mod rooted;
 mod start_image;
-mod systems;
-mod volumes;
+pub(in crate::job) mod systems;
+pub(in crate::job) mod volumes;
 
 #[cfg(test)]
 mod tests;
@@ -54,12 +54,12 @@ pub(crate) struct Renewed {
 }
 
 /// What was tried, for [`Fault::Identity`].
-fn fault(what: String) -> impl FnOnce(io::Error) -> Fault {
+pub(in crate::job) fn fault(what: String) -> impl FnOnce(io::Error) -> Fault {
     move |source| Fault::Identity { what, source }
 }
 
 /// A file of a volume, to people.
-fn at(path: &str, place: &str) -> String {
+pub(in crate::job) fn at(path: &str, place: &str) -> String {
     format!("/{path} in {place}")
 }
 
@@ -151,7 +151,7 @@ pub(crate) fn check(manifest: &Manifest, plan: &RestorePlan) -> Result<(), Fault
 }
 
 /// Whether the kernel can mount a kind of file system, now or with its module.
-fn kernel_has(module: &str) -> bool {
+pub(in crate::job) fn kernel_has(module: &str) -> bool {
     let known = || {
         let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
         kinds

@@ -27,15 +27,15 @@ const FOLDER: &str = "/run";
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A block device that shows a volume, for tools and mounts; gone when dropped.
-pub(super) struct Shown {
+pub(in crate::job) struct Shown {
     file: File,
     /// Its node.
-    pub(super) node: PathBuf,
+    pub(in crate::job) node: PathBuf,
 }
 
 impl Shown {
     /// Shows a volume of the disk or file `backing`.
-    pub(super) fn new(backing: &Path, volume: &Volume) -> Result<Self, Fault> {
+    pub(in crate::job) fn new(backing: &Path, volume: &Volume) -> Result<Self, Fault> {
         if let Err(error) = crate::drivers::load("loop") {
             log::debug!("loop: {error}");
         }
@@ -45,15 +45,15 @@ impl Shown {
     }
 
     /// Returns when everything that was written to it is on the disk.
-    pub(super) fn flush(&self) -> io::Result<()> {
+    pub(in crate::job) fn flush(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 }
 
 /// A volume that is mounted.
-pub(super) struct Mounted {
+pub(in crate::job) struct Mounted {
     /// Its top folder.
-    pub(super) root: Root,
+    pub(in crate::job) root: Root,
     folder: PathBuf,
     shown: Shown,
     unmounted: bool,
@@ -61,7 +61,7 @@ pub(super) struct Mounted {
 
 impl Mounted {
     /// Mounts a volume of the disk or file `backing`.
-    pub(super) fn new(backing: &Path, volume: &Volume) -> Result<Self, Fault> {
+    pub(in crate::job) fn new(backing: &Path, volume: &Volume) -> Result<Self, Fault> {
         let shown = Shown::new(backing, volume)?;
         // One that is left by a program that was killed is in nobody's way.
         let name = format!("netboot-copy-{}", Uuid::new_v4());
@@ -72,6 +72,7 @@ impl Mounted {
             Kind::Xfs => ("xfs", "nouuid"),
             // All subvolumes are below the top one.
             Kind::Btrfs => ("btrfs", "subvolid=5"),
+            Kind::Fat12 | Kind::Fat16 | Kind::Fat32 => ("vfat", ""),
             // Whatever the volume says: an error must not stop the machine.
             _ => ("ext4", "errors=remount-ro"),
         };
@@ -98,7 +99,7 @@ impl Mounted {
     }
 
     /// Writes everything out and unmounts it.
-    pub(super) fn close(mut self) -> io::Result<()> {
+    pub(in crate::job) fn close(mut self) -> io::Result<()> {
         self.root.sync()?;
         // The root's descriptor keeps the mount busy.
         self.root = Root::open(Path::new("/"))?;

@@ -29,7 +29,7 @@ const TEMPORARY: &str = ".netboot-identity-new";
 
 /// The top folder of a system.
 #[derive(Debug)]
-pub(super) struct Root(OwnedFd);
+pub(in crate::job) struct Root(OwnedFd);
 
 /// A file that is there: the folder it lies in, and its name in it.
 struct Place {
@@ -40,13 +40,13 @@ struct Place {
 
 impl Root {
     /// The folder at `path`, which is ours.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(in crate::job) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
     }
 
     /// A folder in it, as a root of its own.
-    pub(super) fn below(&self, path: &str) -> io::Result<Self> {
+    pub(in crate::job) fn below(&self, path: &str) -> io::Result<Self> {
         if path.is_empty() {
             return Ok(Self(self.0.try_clone()?));
         }
@@ -54,7 +54,7 @@ impl Root {
     }
 
     /// Writes everything of its file system out.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    pub(in crate::job) fn sync(&self) -> io::Result<()> {
         let folder = self.resolved(b".", OFlags::RDONLY | OFlags::DIRECTORY)?;
         Ok(rustix::fs::syncfs(folder)?)
     }
@@ -121,7 +121,7 @@ impl Root {
     }
 
     /// Whether the name is a symbolic link itself.
-    pub(super) fn is_link(&self, folder: &str, name: &str) -> io::Result<bool> {
+    pub(in crate::job) fn is_link(&self, folder: &str, name: &str) -> io::Result<bool> {
         let folder = match self.folder(folder.as_bytes()) {
             Ok(folder) => folder,
             Err(error) if is_absent(&error) => return Ok(false),
@@ -135,7 +135,7 @@ impl Root {
     }
 
     /// The content of a regular file, if it is there.
-    pub(super) fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+    pub(in crate::job) fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
         let Some(place) = self.regular(path)? else {
             return Ok(None);
         };
@@ -155,7 +155,7 @@ impl Root {
     }
 
     /// Gives a file that is there another content.
-    pub(super) fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::job) fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
         let place = self.regular(path)?;
         let place = place.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let old = place.open()?;
@@ -168,7 +168,7 @@ impl Root {
     }
 
     /// Makes a file that was not there: root's, for all to read.
-    pub(super) fn create(&self, folder: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::job) fn create(&self, folder: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
         let folder = self.folder(folder.as_bytes())?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o644);
@@ -177,8 +177,24 @@ impl Root {
         file.sync_all()
     }
 
+    /// Makes a folder, with those above it, unless it is there.
+    pub(in crate::job) fn make_folder(&self, path: &str) -> io::Result<()> {
+        let mut made = String::new();
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            let above = self.folder(made.as_bytes())?;
+            match rustix::fs::mkdirat(&above, part, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            made.push_str(part);
+            made.push('/');
+        }
+        // What was there may be no folder.
+        self.folder(made.as_bytes()).map(drop)
+    }
+
     /// The length of a regular file.
-    pub(super) fn len(&self, path: &str) -> io::Result<u64> {
+    pub(in crate::job) fn len(&self, path: &str) -> io::Result<u64> {
         let place = self.regular(path)?;
         let place = place.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let known = File::from(place.open()?).metadata()?;
@@ -186,7 +202,7 @@ impl Root {
     }
 
     /// Adds bytes to the end of a file that is there, where it lies.
-    pub(super) fn append(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::job) fn append(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
         let place = self.regular(path)?;
         let place = place.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -197,7 +213,7 @@ impl Root {
     }
 
     /// Removes a file, or a link to one, if it is there.
-    pub(super) fn remove(&self, folder: &str, name: &str) -> io::Result<bool> {
+    pub(in crate::job) fn remove(&self, folder: &str, name: &str) -> io::Result<bool> {
         let folder = match self.folder(folder.as_bytes()) {
             Ok(folder) => folder,
             Err(error) if is_absent(&error) => return Ok(false),
@@ -211,7 +227,7 @@ impl Root {
     }
 
     /// The names in a folder, sorted; none when it is not there. Names that are no text are left out.
-    pub(super) fn names(&self, folder: &str) -> io::Result<Vec<String>> {
+    pub(in crate::job) fn names(&self, folder: &str) -> io::Result<Vec<String>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let folder = match self.resolved(folder.as_bytes(), flags) {
             Ok(folder) => folder,

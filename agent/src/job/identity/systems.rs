@@ -20,26 +20,26 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// A Linux system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct System {
+pub(in crate::job) struct System {
     /// Index of its volume.
-    pub(super) volume: usize,
+    pub(in crate::job) volume: usize,
     /// The folder of the volume that is its root; empty for its top.
-    pub(super) top: &'static str,
+    pub(in crate::job) top: &'static str,
     /// Other volumes, by the folder that each is mounted on, without the leading `/`.
-    pub(super) mounts: Vec<(String, usize)>,
+    pub(in crate::job) mounts: Vec<(String, usize)>,
     /// Volumes that its start needs: root, `/usr`, swap.
-    pub(super) needed: Vec<usize>,
+    pub(in crate::job) needed: Vec<usize>,
     /// Its machine id, if it has one.
-    pub(super) machine_id: Option<Uuid>,
+    pub(in crate::job) machine_id: Option<Uuid>,
     /// Its name.
-    pub(super) host_name: Option<String>,
+    pub(in crate::job) host_name: Option<String>,
     /// Whether initramfs-tools make what it starts from.
-    pub(super) has_initramfs_tools: bool,
+    pub(in crate::job) has_initramfs_tools: bool,
 }
 
 impl System {
     /// The volume in which a file of the system lies, and its path there. The path is without a leading `/`.
-    pub(super) fn locate(&self, path: &str) -> (usize, String) {
+    pub(in crate::job) fn locate(&self, path: &str) -> (usize, String) {
         let below = |on: &str| {
             let rest = path.strip_prefix(on)?;
             (rest.is_empty() || rest.starts_with('/'))
@@ -69,7 +69,7 @@ fn join(top: &str, path: &str) -> String {
 ///
 /// # Errors
 /// A volume whose files cannot be read.
-pub(super) fn find(
+pub(in crate::job) fn find(
     volumes: &[Volume],
     partition_ids: &[(Uuid, usize)],
 ) -> Result<Vec<System>, Fault> {
@@ -202,18 +202,18 @@ fn named(what: &str, volumes: &[Volume], partition_ids: &[(Uuid, usize)]) -> Opt
 }
 
 /// What a system starts from.
-pub(super) struct StartImage {
+pub(in crate::job) struct StartImage {
     /// Its path in the system, without the leading `/`.
-    pub(super) path: String,
+    pub(in crate::job) path: String,
     /// Its content; `None` when it is too large.
-    pub(super) bytes: Option<Vec<u8>>,
+    pub(in crate::job) bytes: Option<Vec<u8>>,
 }
 
 /// Gives every initramfs of a system to `visit`, one at a time.
 ///
 /// # Errors
 /// A volume that cannot be read, and what `visit` returns.
-pub(super) fn start_images(
+pub(in crate::job) fn start_images(
     system: &System,
     volumes: &[Volume],
     mut visit: impl FnMut(StartImage),
@@ -258,14 +258,14 @@ pub(super) fn start_images(
 }
 
 /// A machine id (machine-id(5)): 32 digits; neither `uninitialized` nor nothing.
-pub(super) fn machine_id(text: &[u8]) -> Option<Uuid> {
+pub(in crate::job) fn machine_id(text: &[u8]) -> Option<Uuid> {
     let text = std::str::from_utf8(text).ok()?.trim();
     let is_id = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_id.then(|| Uuid::parse_str(text).ok()).flatten()
 }
 
 /// What a path leads to, if anything.
-pub(super) fn node(
+pub(in crate::job) fn node(
     tree: &dyn FileTree,
     from: NodeId,
     path: &str,

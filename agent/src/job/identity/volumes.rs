@@ -20,7 +20,7 @@ use crate::job::error::Fault;
 
 /// The id of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Id {
+pub(in crate::job) enum Id {
     /// Of Linux's file systems and of swap.
     Uuid(Uuid),
     /// Of FAT and exFAT.
@@ -50,29 +50,29 @@ impl Id {
 }
 
 /// A volume on a restored disk.
-pub(super) struct Volume {
+pub(in crate::job) struct Volume {
     /// Index of the disk in the plan.
-    pub(super) disk: usize,
+    pub(in crate::job) disk: usize,
     /// Its partition's number.
-    pub(super) partition: Option<u32>,
+    pub(in crate::job) partition: Option<u32>,
     /// Where it is on the disk.
-    pub(super) range: ByteRange,
+    pub(in crate::job) range: ByteRange,
     /// What it is called to people: `partition 2 of sda`.
-    pub(super) place: String,
+    pub(in crate::job) place: String,
     /// Its file system.
-    pub(super) kind: Kind,
+    pub(in crate::job) kind: Kind,
     /// Its label.
-    pub(super) label: Option<String>,
+    pub(in crate::job) label: Option<String>,
     /// Its id, if it has one.
-    pub(super) id: Option<Id>,
+    pub(in crate::job) id: Option<Id>,
     /// Nodes that are always this volume's: those of a logical volume.
-    pub(super) nodes: Vec<String>,
+    pub(in crate::job) nodes: Vec<String>,
     /// The disk, open.
     device: Arc<dyn BlockDevice>,
 }
 
 /// A volume's bytes.
-pub(super) struct Reader {
+pub(in crate::job) struct Reader {
     device: Arc<dyn BlockDevice>,
     range: ByteRange,
 }
@@ -97,7 +97,7 @@ impl ReadAt for Reader {
 
 impl Volume {
     /// Its bytes.
-    pub(super) fn reader(&self) -> Reader {
+    pub(in crate::job) fn reader(&self) -> Reader {
         Reader {
             device: Arc::clone(&self.device),
             range: self.range,
@@ -105,7 +105,7 @@ impl Volume {
     }
 
     /// Writes to it while the disks are open.
-    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
+    pub(in crate::job) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
         let at = self.range.start() + offset;
         let end = offset.checked_add(bytes.len() as u64);
         let inside = end.is_some_and(|end| end <= self.range.len());
@@ -129,32 +129,32 @@ impl Volume {
     }
 
     /// Whether it is a file system that Linux systems are in.
-    pub(super) const fn is_linux(&self) -> bool {
+    pub(in crate::job) const fn is_linux(&self) -> bool {
         is_linux(self.kind)
     }
 
     /// Whether its files can be changed where they lie only.
-    pub(super) const fn is_fat(&self) -> bool {
+    pub(in crate::job) const fn is_fat(&self) -> bool {
         matches!(self.kind, Kind::Fat12 | Kind::Fat16 | Kind::Fat32)
     }
 
     /// Its files, for reading.
-    pub(super) fn tree(&self) -> Result<Box<dyn FileTree>, Fault> {
+    pub(in crate::job) fn tree(&self) -> Result<Box<dyn FileTree>, Fault> {
         tree::open(Arc::new(self.reader()), self.range.len())
             .map_err(|error| self.unreadable(&error))
     }
 
     /// What it means when its files cannot be read.
-    pub(super) fn unreadable(&self, error: &dyn std::fmt::Display) -> Fault {
+    pub(in crate::job) fn unreadable(&self, error: &dyn std::fmt::Display) -> Fault {
         Fault::NotAsPlanned(format!(
-            "the copy gets no identity of its own: the files of the {} in {} cannot be read ({error}); restore \
-             with --identity kept",
+            "the files of the {} in {} cannot be read ({error}), so that nothing in them can be changed; restore \
+             with --identity kept, or without --convert-firmware",
             self.kind, self.place
         ))
     }
 }
 
-pub(super) const fn is_linux(kind: Kind) -> bool {
+pub(in crate::job) const fn is_linux(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::Ext2 | Kind::Ext3 | Kind::Ext4 | Kind::Xfs | Kind::Btrfs
@@ -165,7 +165,7 @@ pub(super) const fn is_linux(kind: Kind) -> bool {
 ///
 /// # Errors
 /// A disk that cannot be opened.
-pub(super) fn open(
+pub(in crate::job) fn open(
     engine: &Engine<'_>,
     plan: &RestorePlan,
 ) -> Result<Vec<Arc<dyn BlockDevice>>, Fault> {
@@ -183,7 +183,7 @@ pub(super) fn open(
 ///
 /// # Errors
 /// A disk that cannot be read.
-pub(super) fn find(
+pub(in crate::job) fn find(
     devices: &[Arc<dyn BlockDevice>],
     manifest: &Manifest,
     plan: &RestorePlan,
@@ -258,7 +258,7 @@ fn places(plan: &DiskPlan, manifest: &Manifest) -> Vec<Place> {
 }
 
 /// Whether a logical volume is one range of one disk.
-pub(super) fn in_one_piece(volume: &backup::manifest::LogicalVolume) -> bool {
+pub(in crate::job) fn in_one_piece(volume: &backup::manifest::LogicalVolume) -> bool {
     matches!(&volume.segments[..], [segment] if segment.areas.len() == 1)
 }
 

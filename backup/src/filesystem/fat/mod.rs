@@ -8,6 +8,7 @@
 //! folder whose chain contradicts itself, is a [`Doubt`].
 
 mod directory;
+pub mod made;
 pub mod sectors;
 mod tree;
 mod walk;
