@@ -460,16 +460,6 @@ impl Server {
         self.ask(&[&["restore", machine, restore_point], options].concat())
     }
 
-    /// The same with more words on the command line.
-    pub(crate) fn restore_with(
-        &self,
-        machine: &str,
-        restore_point: &str,
-        words: &[&str],
-    ) -> Result<JobView, ServerError> {
-        self.ask(&[&["restore", machine, restore_point], words].concat())
-    }
-
     /// Makes a factory image from a restore point.
     pub(crate) fn create_image(
         &self,
