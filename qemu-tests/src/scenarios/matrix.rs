@@ -3,7 +3,7 @@
 //!
 //! One table, one story. Each row is a scenario of its own; rows with the same source share its backup. What a
 //! kind of root cannot do is a row too: it must be refused, with the reason, and nothing written. Not here: the
-//! rows that other stories play ([`ELSEWHERE`]), and data disks.
+//! rows that other stories play (`ELSEWHERE`, with the tests), and data disks.
 
 mod judge;
 mod table;
