@@ -7,8 +7,11 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-use nix::mount::{MsFlags, mount, umount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::job::error::Fault;
@@ -38,7 +41,7 @@ pub(crate) fn with_own_mounts<T: Send>(
             .map_err(|errno| fault(errno.into()))?;
         work()
     };
-    std::thread::scope(|scope| scope.spawn(own).join())
+    thread::scope(|scope| scope.spawn(own).join())
         .unwrap_or_else(|_| Err(Fault::Internal("a thread ended by a panic".to_owned())))
 }
 
@@ -73,17 +76,52 @@ impl Mounted {
     /// What the kernel says.
     pub(crate) fn unmount(mut self) -> io::Result<()> {
         self.is_mounted = false;
-        Ok(umount(&self.path)?)
+        unmount(&self.path)
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.is_mounted
-            && let Err(error) = umount(&self.path)
+            && let Err(error) = unmount(&self.path)
         {
             log::warn!("{}: {error}", self.path.display());
         }
+    }
+}
+
+/// How often, and after which wait, a mount that is in use is tried again.
+const TRIES: u32 = 200;
+const WAIT: Duration = Duration::from_millis(50);
+
+/// Unmounts, and waits while it is in use: a loop device lets go of its file some time after it was detached, and a
+/// process that another thread is starting has our files until its program begins.
+///
+/// # Errors
+/// What the kernel says; `EBUSY` after ten seconds.
+pub(crate) fn unmount(path: &Path) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match umount(path) {
+            Err(Errno::EBUSY) if tries < TRIES => {
+                tries += 1;
+                thread::sleep(WAIT);
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// The same; what is in use even then is out of sight at once, and unmounted when the last of its files is closed.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn unmount_or_detach(path: &Path) -> io::Result<()> {
+    match unmount(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            Ok(umount2(path, MntFlags::MNT_DETACH)?)
+        }
+        result => result,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Discarding: a disk is told which of its sectors hold nothing once it is restored, so that a solid state disk has
+//! Discarding: when its data is written, a disk is told which of its sectors hold nothing, so that a solid state disk has
 //! them free for what is written next, and old data does not stay on it.
 //!
 //! Invariant: nothing is discarded that this restore writes, makes zero or holds back, and nothing outside of the

@@ -167,12 +167,13 @@ impl<'a> Restore<'a> {
             invalidate(target, plan, &self.plan.restore_point, marked)?;
         }
         let compares = self.compares(&targets, &marked)?;
-        let pieces = Pieces::new(&self.lists, &self.sources);
-        discard::discard(self.engine, &targets, &self.plan.disks, pieces)?;
         let fetched = Fetched::default();
         let held = self.write(&targets, &compares, &fetched)?;
         self.write_held(&targets, &held)?;
         self.verify(&targets, &held)?;
+        // Not before: what a restore that ends here has not overwritten can still be looked for.
+        let pieces = Pieces::new(&self.lists, &self.sources);
+        discard::discard(self.engine, &targets, &self.plan.disks, pieces)?;
 
         let covered = covered::disks(&targets, &held);
         let mut sentences = shrink::shrink(self.engine, &covered, &self.tails)?;
@@ -321,10 +322,16 @@ impl<'a> Restore<'a> {
             let copies = plan.copies.iter();
             copies.filter_map(|copy| regions.get(copy.region as usize))
         });
-        let volumes = self.manifest.logical_volumes.iter();
+        let volumes = self.manifest.logical_volumes.iter().enumerate();
+        // Of chosen volumes none is a logical one.
+        let is_planned = |number: usize| {
+            let mut areas = self.plan.disks.iter().flat_map(|plan| &plan.areas);
+            areas.any(|area| area.volume as usize == number)
+        };
+        let volumes = volumes.filter(|(number, _)| is_planned(*number));
         let contents = regions
             .map(|region| &region.content)
-            .chain(volumes.map(|volume| &volume.content));
+            .chain(volumes.map(|(_, volume)| &volume.content));
         contents.fold((0, 0), |(data, zeros), content| {
             (data + content.data_bytes, zeros + content.zero_bytes)
         })

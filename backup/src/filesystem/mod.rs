@@ -203,6 +203,8 @@ pub fn heads(file_system: Option<FileSystemKind>, size: u64) -> Vec<ByteRange> {
         ) => &[(0, 32 << 10)],
         // The superblock at 64 KiB; its copies at 64 MiB and 256 GiB are not mounted by themselves.
         Some(FileSystemKind::Btrfs) => &[(64 << 10, 4096)],
+        // Both headers of LUKS2 with areas of the usual size; the second one alone is enough to open it.
+        Some(FileSystemKind::Luks) => &[(0, 4096), (16 << 10, 4096)],
         // ext: the superblock at byte 1024, in block 0 or 1. The others begin at byte 0.
         _ => &[(0, 4096)],
     };

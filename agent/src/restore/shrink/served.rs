@@ -4,19 +4,19 @@
 //! answered one after the other, in the order in which the kernel makes them.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, SessionUnmounter, TimeOrNow, WriteFlags,
+    ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, TimeOrNow, WriteFlags,
 };
 
 use super::image::Image;
 use crate::job::error::Fault;
-use crate::job::own_mounts::{folder, with_own_mounts};
+use crate::job::own_mounts::{folder, unmount_or_detach, with_own_mounts};
 use crate::log::chain;
 
 const NAME: &str = "volume";
@@ -209,12 +209,13 @@ fn answer(image: &mut Image<'_>, asked: &Receiver<Asked>) {
     }
 }
 
-/// Unmounts, however the work ends: else the threads that serve it would wait for ever.
-struct Served(SessionUnmounter);
+/// Unmounts, however the work ends: else the threads that serve it would wait for ever. fuser's own way does not
+/// try a second time when the file is still in use.
+struct Served(PathBuf);
 
 impl Drop for Served {
     fn drop(&mut self) {
-        if let Err(error) = self.0.unmount() {
+        if let Err(error) = unmount_or_detach(&self.0) {
             log::warn!("the served volume stays mounted: {error}");
         }
     }
@@ -253,8 +254,8 @@ fn serve(
         MountOption::NoSuid,
         MountOption::NoExec,
     ];
-    let mut session = Session::new(Front(sender), &place, &config).map_err(fault)?;
-    let served = Served(session.unmount_callable());
+    let session = Session::new(Front(sender), &place, &config).map_err(fault)?;
+    let served = Served(place.clone());
     std::thread::scope(|scope| {
         let running = scope.spawn(move || session.run());
         let result = work(&place.join(NAME));
