@@ -389,7 +389,8 @@ fn a_disk_for_uefi_gets_a_partition_for_grub_before_its_first_one() {
         256 * MIB,
         "label: gpt\nfirst-lba: 34\nstart=40,size=204800,type=uefi\nstart=206848,size=204800,type=linux\n",
     );
-    let plan = to_bios(captured(&path, &kinds), 256 * MIB).unwrap();
+    // Nothing that is read before the commit is in the first one.
+    let plan = to_bios(captured(&path, &kinds[1..]), 256 * MIB).unwrap();
     let found = committed(&folder.path().join("target"), &plan.disks[0]);
     assert_eq!(found[2], (3, 254 * 2048, 2048, BIOS_BOOT.to_owned()));
 
@@ -479,6 +480,163 @@ fn what_cannot_be_converted_is_refused_with_its_reason() {
         code,
         "no GUID partition table",
     );
+}
+
+#[test]
+fn no_file_system_lies_where_the_mark_of_an_unfinished_restore_is() {
+    let folder = folder();
+    let path = folder.path().join("disk");
+    let refused = |refused: Result<RestorePlan, Vec<Refusal>>| {
+        let refused = refused.unwrap_err();
+        assert_eq!(codes(&refused), [ReasonCode::CannotConvert]);
+        let text = &refused[0].text;
+        assert!(text.contains("leaves its mark"), "{text}");
+        text.clone()
+    };
+    // A first partition at sector 63, as tools made it for decades; up to the mark, and into it.
+    for (len, fits) in [(1977, true), (1978, false), (204_800, false)] {
+        let table =
+            format!("label: dos\nstart=63,size={len},type=83\nstart=206848,size=204800,type=83\n");
+        image(&path, 256 * MIB, &table);
+        let kinds = [
+            (1, FileSystemKind::Ext4, MIB / 2),
+            (2, FileSystemKind::Ext4, MIB),
+        ];
+        let found = to_uefi(captured(&path, &kinds), 512 * MIB);
+        if fits {
+            found.unwrap();
+        } else {
+            let text = refused(found);
+            assert!(text.contains("partition 1 of disk 0"), "{text}");
+        }
+    }
+    // On another disk than the one with the system.
+    let mut other = captured(&path, &[(1, FileSystemKind::Xfs, MIB)]);
+    other.number = 1;
+    other.serial = Some("OTHER".to_owned());
+    image(
+        &path,
+        256 * MIB,
+        "label: dos\nstart=2048,size=204800,type=83\n",
+    );
+    let mut manifest = manifest(
+        FirmwareKind::Bios,
+        captured(&path, &[(1, FileSystemKind::Ext4, 20 * MIB)]),
+    );
+    manifest.disks.push(other);
+    let mut target = machine(FirmwareKind::Uefi, 512 * MIB);
+    target.disks[0].serial = Some("SOURCE".to_owned());
+    let second = Disk {
+        name: "sdb".to_owned(),
+        serial: Some("OTHER".to_owned()),
+        ..target.disks[0].clone()
+    };
+    target.disks.push(second);
+    let text = refused(plan_restore(&manifest, &target, &convert()));
+    assert!(text.contains("partition 1 of disk 1"), "{text}");
+    // GRUB's own partition, which is there.
+    let table = format!(
+        "label: gpt\nfirst-lba: 34\nstart=34,size=2014,type={BIOS_BOOT}\nstart=4096,size=204800,type=linux\n"
+    );
+    image(&path, 256 * MIB, &table);
+    let text = refused(to_bios(
+        captured(&path, &[(2, FileSystemKind::Ext4, 20 * MIB)]),
+        256 * MIB,
+    ));
+    assert!(text.contains("second stage 1 begins"), "{text}");
+}
+
+#[test]
+fn what_is_not_taken_over_and_not_checked_is_said() {
+    let folder = folder();
+    let path = folder.path().join("disk");
+    image(
+        &path,
+        256 * MIB,
+        "label: dos\nstart=2048,size=102400,type=83\nstart=120832,size=102400,type=83\n",
+    );
+    let kinds = [
+        (1, FileSystemKind::Ext4, 20 * MIB),
+        (2, FileSystemKind::Ext4, 20 * MIB),
+    ];
+    let mut disk = captured(&path, &kinds);
+    // Before the first MiB is the boot loader, then something that nobody knows, and behind the last one nothing.
+    let mut early = 0;
+    for gap in disk
+        .regions
+        .iter_mut()
+        .filter(|one| one.kind == RegionKind::Gap)
+    {
+        gap.content.data_bytes = match gap.range.start() {
+            start if start < MIB => {
+                early += 1;
+                512
+            }
+            start if start < 100 * MIB => 3 * MIB,
+            _ => 0,
+        };
+    }
+    assert!(early > 0);
+    let notes = to_uefi(disk, 512 * MIB).unwrap().notes;
+    let lost: Vec<_> = notes
+        .iter()
+        .filter(|note| note.contains("not restored"))
+        .collect();
+    assert_eq!(lost.len(), 1, "{notes:?}");
+    assert!(lost[0].starts_with("3.00 MiB of data in "), "{}", lost[0]);
+
+    let table =
+        "label: gpt\nstart=4096,size=204800,type=uefi\nstart=208896,size=204800,type=linux\n";
+    image(&path, 256 * MIB, table);
+    let kinds = [
+        (1, FileSystemKind::Fat32, MIB),
+        (2, FileSystemKind::Ext4, 20 * MIB),
+    ];
+    let notes = to_uefi(captured(&path, &kinds), 256 * MIB).unwrap().notes;
+    assert!(
+        notes.iter().any(|note| note.contains("is not checked")),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_bios_machine_starts_from_the_disk_with_boot_code_and_not_from_an_old_esp() {
+    let folder = folder();
+    let path = folder.path().join("disk");
+    image(
+        &path,
+        256 * MIB,
+        "label: gpt\nstart=4096,size=204800,type=uefi\n",
+    );
+    let old = captured(&path, &[(1, FileSystemKind::Fat32, MIB)]);
+    image(
+        &path,
+        256 * MIB,
+        "label: dos\nstart=2048,size=204800,type=83\n",
+    );
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[0xeb, 0x63], 0).unwrap();
+    let mut starts = captured(&path, &[(1, FileSystemKind::Ext4, MIB)]);
+    starts.number = 1;
+    starts.serial = Some("STARTS".to_owned());
+    let mut manifest = manifest(FirmwareKind::Bios, old);
+    manifest.disks.push(starts);
+    let mut target = machine(FirmwareKind::Uefi, 512 * MIB);
+    target.disks[0].serial = Some("SOURCE".to_owned());
+    let second = Disk {
+        name: "sdb".to_owned(),
+        serial: Some("STARTS".to_owned()),
+        ..target.disks[0].clone()
+    };
+    target.disks.push(second);
+    let plan = plan_restore(&manifest, &target, &convert()).unwrap();
+    let converted: Vec<_> = plan
+        .disks
+        .iter()
+        .filter(|disk| disk.conversion.is_some())
+        .map(|disk| disk.source)
+        .collect();
+    assert_eq!(converted, [1]);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Boot repair: what a restored machine needs beside its disks' bytes to start.
 //!
 //! UEFI: a fallback loader on the EFI system partition ([`loader`]) and firmware boot entries
-//! ([`mod@reconcile`]). BIOS: nothing more than bytes, unless the system started by UEFI before ([`bios`], [`uefi`]). The first sector's boot code comes with the table,
-//! GRUB's core image with the BIOS boot partition or the gap before the first partition, and both
-//! stay where they were. Invariant: done twice it changes nothing.
+//! ([`mod@reconcile`]). BIOS: nothing more than bytes. The first sector's boot
+//! code comes with the table, GRUB's core image with the BIOS boot partition or the gap before the first
+//! partition, and both stay where they were. A system that started by the other type of firmware before gets another
+//! loader, for BIOS ([`bios`]) or for UEFI ([`uefi`]). Invariant: done twice it changes nothing.
 
 use std::collections::BTreeMap;
 use std::io;

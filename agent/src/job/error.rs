@@ -116,6 +116,17 @@ pub(crate) enum Fault {
         #[source]
         source: std::io::Error,
     },
+    /// What was restored is not such that it can be changed as was asked for, which only the written disks show. The
+    /// same restore ends the same way each time.
+    #[error("{reason}")]
+    Unchangeable {
+        /// What was wanted, and why it cannot be.
+        reason: String,
+        /// What to do instead of the same restore.
+        instead: String,
+        /// The word for programs.
+        code: &'static str,
+    },
     /// The operator took the job back.
     #[error("the job was taken back")]
     Cancelled,
@@ -146,6 +157,7 @@ impl Fault {
             Self::Tool { .. } => "tool",
             Self::Boot { .. } => "boot-repair",
             Self::Identity { .. } => "identity",
+            Self::Unchangeable { code, .. } => code,
             Self::Cancelled => "cancelled",
             Self::Internal(_) => "internal",
         }
@@ -174,7 +186,7 @@ pub(crate) enum Touched {
     Begun,
     /// Writing has begun, to some partitions only.
     Volumes,
-    /// Those partitions are written; their file systems grow, or get ids of their own.
+    /// Those partitions are written; their file systems grow.
     VolumesWhole,
     /// All but the first sectors is written and checked; those, by which a disk starts, are being
     /// written.
@@ -213,7 +225,13 @@ pub(crate) fn report(fault: &Fault, touched: Touched) -> JobError {
         }
     };
     reason.push_str("; ");
-    reason.push_str(next);
+    match fault {
+        Fault::Unchangeable { instead, .. } if touched == Touched::Begun => {
+            reason.push_str("the disk was partly written and does not boot; ");
+            reason.push_str(instead);
+        }
+        _ => reason.push_str(next),
+    }
     JobError {
         reason,
         code: fault.code().to_owned(),

@@ -8,7 +8,8 @@
 //! decide; the new one lies in room that nobody has, at the front, at the end, or between others. All new ids follow
 //! from the restore point, so that the same restore is the same plan.
 //!
-//! Refused, before anything is written: what is no Linux, Windows on the same disk, and what has no room.
+//! Refused, before anything is written: what is no Linux, Windows on the same disk, what has no room, and file systems
+//! that lie where an unfinished restore leaves its mark.
 
 use uuid::{Builder, Uuid};
 
@@ -34,6 +35,9 @@ const ESP_FREE: u64 = 12 * MIB;
 const BIOS_BOOT_SIZE: u64 = MIB;
 /// What it must have at least.
 const BIOS_BOOT_LEAST: u64 = 512 << 10;
+/// Where the last part of the first MiB begins, which has the mark of an unfinished restore until the commit. The agent
+/// reads and mounts file systems before that.
+const MARK: u64 = MIB - 4096;
 
 const LINUX: Uuid = Uuid::from_u128(0x0fc6_3daf_8483_4772_8e79_3d69_d847_7de4);
 const SWAP: Uuid = Uuid::from_u128(0x0657_fd6d_a4ab_43c4_84e5_0933_c84b_4f4f);
@@ -145,8 +149,9 @@ fn why_not(manifest: &Manifest, choices: &Choices) -> Option<String> {
     None
 }
 
-/// The disk that a machine starts from: the first with an EFI system partition, else the first with boot code and a
-/// file system of Linux, else the first with one.
+/// The disk that a machine starts from: of one that starts by UEFI the first with an EFI system partition; else the
+/// first with boot code and a file system of Linux; else the first with an EFI system partition, which one that starts
+/// by BIOS may have from before; else the first with a file system of Linux.
 fn start_disk(manifest: &Manifest) -> Option<u32> {
     let has_table = |disk: &&DiskImage| !matches!(disk.table, PartitionTable::None);
     let disks = || manifest.disks.iter().filter(has_table);
@@ -166,10 +171,13 @@ fn start_disk(manifest: &Manifest) -> Option<u32> {
         };
         has_linux(disk) && first.iter().take(440).any(|byte| *byte != 0)
     };
-    let found = disks()
-        .find(has_esp)
-        .or_else(|| disks().find(has_code))
-        .or_else(|| disks().find(has_linux));
+    let esp = || disks().find(has_esp);
+    let code = || disks().find(has_code);
+    let found = match manifest.firmware.kind {
+        FirmwareKind::Uefi => esp().or_else(code),
+        FirmwareKind::Bios => code().or_else(esp),
+    };
+    let found = found.or_else(|| disks().find(has_linux));
     found.map(|disk| disk.number)
 }
 
@@ -252,6 +260,11 @@ pub(super) fn converted(
         }
         PartitionTable::None => return Err(refuse("its disk has no partitions".to_owned())),
     };
+    if let Some(place) = under_mark(manifest) {
+        return Err(refuse(format!(
+            "the file system in {place} begins within the disk's first MiB, where an unfinished restore leaves its mark"
+        )));
+    }
     let wrong = |error: crate::gpt::GptError| refuse(error.to_string());
     let (kind, len, article, what) = match to {
         FirmwareKind::Uefi => (ESP_TYPE, ESP_SIZE, "an", "EFI system partition"),
@@ -271,6 +284,12 @@ pub(super) fn converted(
                 .find(|region| region.is_partition(there.number));
             is_usable(region, to)
                 .map_err(|reason| refuse(format!("its {what} {} {reason}", there.number)))?;
+            if to == FirmwareKind::Uefi {
+                notes.push(format!(
+                    "{name} keeps its {what}, partition {}. If a boot loader is where firmware looks for it, that one is used, although this system started by BIOS: whether it starts the system is not checked.",
+                    there.number
+                ));
+            }
             (there.number, None)
         }
         None => {
@@ -289,6 +308,15 @@ pub(super) fn converted(
     };
     let mut regions = image.regions.clone();
     for region in regions.iter_mut().filter(|one| one.kind == RegionKind::Gap) {
+        let is_saved = !matches!(region.coverage, Coverage::LeftOut { .. });
+        let data = HumanBytes(region.content.data_bytes);
+        // Before the first MiB is what starts the machine, which is made anew.
+        if is_saved && region.content.data_bytes > 0 && region.range.start() >= MIB {
+            let place = region.place(image.number);
+            notes.push(format!(
+                "{data} of data in {place} are not restored: what is outside of partitions is of the other type of firmware."
+            ));
+        }
         region.coverage = Coverage::LeftOut {
             reason: "what is outside of partitions is of the other type of firmware".to_owned(),
         };
@@ -309,6 +337,20 @@ pub(super) fn converted(
     })
 }
 
+/// The first region of any disk with a file system where an unfinished restore leaves its mark, if there is one.
+fn under_mark(manifest: &Manifest) -> Option<String> {
+    let with_table = |disk: &&DiskImage| !matches!(disk.table, PartitionTable::None);
+    manifest.disks.iter().filter(with_table).find_map(|disk| {
+        let mut regions = disk.regions.iter();
+        let found = regions.find(|one| one.volume.is_some() && is_under_mark(one.range));
+        Some(found?.place(disk.number))
+    })
+}
+
+const fn is_under_mark(range: ByteRange) -> bool {
+    range.start() < MIB && range.end() > MARK
+}
+
 fn is_windows(region: &Region) -> bool {
     let volume = region.volume.as_ref();
     volume.is_some_and(|volume| {
@@ -324,6 +366,12 @@ fn is_usable(region: Option<&Region>, to: FirmwareKind) -> Result<(), String> {
     let Some(region) = region else {
         return Err("was not saved".to_owned());
     };
+    if is_under_mark(region.range) {
+        return Err(
+            "begins within the disk's first MiB, where an unfinished restore leaves its mark"
+                .to_owned(),
+        );
+    }
     let size = HumanBytes(region.range.len());
     if to == FirmwareKind::Bios {
         return if region.range.len() < BIOS_BOOT_LEAST {

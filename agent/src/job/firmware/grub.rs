@@ -18,6 +18,8 @@ const CONFIGURATION: &str = "grub.cfg";
 const MAX_FILE: u64 = 4 << 20;
 /// The command by which a configuration reads entries from files of their own; only Fedora's GRUB has it.
 const ENTRIES_APART: &[u8] = b"blscfg";
+/// The command by which an entry starts a Linux with either firmware: `linux16` is for BIOS only, `linuxefi` for UEFI.
+const START: &[u8] = b"linux";
 
 /// The configuration of a system's GRUB.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +55,7 @@ impl fmt::Display for Grub {
 /// # Errors
 /// None, more than one, or one that another GRUB does not understand.
 pub(super) fn find(volumes: &[Volume], systems: &[System]) -> Result<Grub, Fault> {
-    let refuse = |reason: String| {
-        Fault::NotAsPlanned(format!(
-            "the system cannot be made to start by the other type of firmware: {reason}; restore to a machine that \
-             starts by the backup's type, or with --insist"
-        ))
-    };
+    let refuse = Fault::NotAsPlanned;
     let mut found = Vec::new();
     for (number, system) in systems.iter().enumerate() {
         for folder in FOLDERS {
@@ -88,6 +85,12 @@ pub(super) fn find(volumes: &[Volume], systems: &[System]) -> Result<Grub, Fault
             "{grub} reads its entries from files of their own (blscfg), which only its own distribution's GRUB does"
         )));
     }
+    if !text.split(|byte| *byte == b'\n').any(starts_linux) {
+        return Err(refuse(format!(
+            "{grub} has no entry that starts a Linux with both types of firmware (`linux`; `linux16` and `linuxefi` \
+             do with one only)"
+        )));
+    }
     let twins = volumes.iter().filter(|volume| volume.id == Some(grub.id));
     if twins.count() > 1 {
         return Err(refuse(format!(
@@ -96,6 +99,12 @@ pub(super) fn find(volumes: &[Volume], systems: &[System]) -> Result<Grub, Fault
         )));
     }
     Ok(grub.clone())
+}
+
+/// Whether a line of a configuration starts a Linux, whatever the firmware is.
+fn starts_linux(line: &[u8]) -> bool {
+    let mut words = line.split(u8::is_ascii_whitespace);
+    words.find(|word| !word.is_empty()) == Some(START)
 }
 
 /// The configuration in a folder of a system, with its text.
@@ -137,4 +146,25 @@ fn configuration(
         folder: inner,
     };
     Ok(Some((grub, text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_entry_for_both_types_of_firmware_starts_a_linux() {
+        for line in [&b"linux /vmlinuz"[..], b"\tlinux\t/vmlinuz ro", b"  linux"] {
+            assert!(starts_linux(line), "{line:?}");
+        }
+        for line in [
+            &b"\tlinux16 /boot/memtest86+.bin"[..],
+            b"linuxefi /vmlinuz",
+            b"# linux /vmlinuz",
+            b"insmod linux",
+            b"",
+        ] {
+            assert!(!starts_linux(line), "{line:?}");
+        }
+    }
 }

@@ -11,6 +11,7 @@
 //! What is *not* here: where the new partition is (the planner), the loaders themselves and the firmware's boot
 //! entries ([`crate::boot_repair`]).
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ use crate::job::Engine;
 use crate::job::error::Fault;
 use crate::job::identity::edits::Mounts;
 use crate::job::identity::mounted::Mounted;
+use crate::job::identity::rooted::Root;
 use crate::job::identity::systems::{self, System};
 use crate::job::identity::volumes::{self, Volume};
 use crate::job::identity::{decide, kernel_has};
@@ -45,6 +47,8 @@ mod tests;
 const SECURE_BOOT: &str = "SecureBoot";
 /// Where systems mount their EFI system partition.
 const ESP_FOLDERS: [&str; 2] = ["/boot/efi", "/efi"];
+/// The file that firmware starts by itself.
+const FALLBACK: &str = "EFI/BOOT/BOOTX64.EFI";
 /// Environments of GRUB, whose length is fixed.
 const FIXED_LENGTH: &str = "grubenv";
 
@@ -77,6 +81,9 @@ pub(crate) fn check(
     };
     if !nix::unistd::Uid::effective().is_root() {
         return Err(refuse("only root can change files in it".to_owned()));
+    }
+    if let Some(reason) = volumes::out_of_reach(manifest) {
+        return Err(refuse(reason));
     }
     let root = engine.platform.packages();
     match to {
@@ -144,6 +151,14 @@ pub(crate) fn convert(
         Fault::Identity { what, source } => Fault::Boot {
             what: format!("the system cannot be made to start by {to}: {what}"),
             source,
+        },
+        Fault::NotAsPlanned(reason) => Fault::Unchangeable {
+            reason: format!("the system cannot be made to start by {to}: {reason}"),
+            instead: format!(
+                "restore to a machine that starts by {}, or with --insist",
+                manifest.firmware.kind
+            ),
+            code: "boot-repair",
         },
         other => other,
     })?;
@@ -314,32 +329,25 @@ impl<'a> Conversion<'a> {
         let script = self.grub.script();
         let io = |what: &str| crate::job::identity::fault(format!("{}: {what}", esp.place));
         let mounted = Mounted::new(&self.backing[esp.disk], esp)?;
-        let put = || {
-            if mounted.root.read("EFI/BOOT/BOOTX64.EFI")?.is_some() {
-                return Ok(false);
-            }
-            for (folder, name, content) in loaders.files(&script) {
-                mounted.root.make_folder(&folder)?;
-                // What a system has put there is its own.
-                if mounted.root.read(&format!("{folder}/{name}"))?.is_none() {
-                    mounted.root.create(&folder, name, content)?;
-                }
-            }
-            Ok(true)
-        };
-        let is_new = put().map_err(io("boot loaders"))?;
+        let put = put_loaders(&mounted.root, &loaders.files(&script));
+        let put = put.map_err(io("boot loaders"))?;
         mounted.close().map_err(io("writing everything out"))?;
-        sentences.push(if is_new {
-            format!(
-                "Put shim and GRUB, signed for {}, into {}; GRUB reads {}.",
-                loaders.vendor, esp.place, self.grub
-            )
-        } else {
-            format!(
-                "{} has a boot loader where firmware looks for it; it was left as it is.",
-                esp.place
-            )
-        });
+        let place = &esp.place;
+        let Some(old) = put else {
+            sentences.push(format!(
+                "{place} has a boot loader where firmware looks for it, which is used and was left as it is. Whether \
+                 it starts this system, which started by BIOS, was not checked."
+            ));
+            return Ok(());
+        };
+        sentences.push(format!(
+            "Put shim and GRUB, signed for {}, into {place}; GRUB reads {}.",
+            loaders.vendor, self.grub
+        ));
+        if !old.is_empty() {
+            let old = old.join(", ");
+            sentences.push(format!("What had their names in {place} is kept: {old}."));
+        }
         Ok(())
     }
 
@@ -401,6 +409,27 @@ impl<'a> Conversion<'a> {
         }
         ids
     }
+}
+
+/// Puts files of boot loaders into an EFI system partition, unless it has a loader where firmware looks for it. What has
+/// their names is of another system or of an older state, and what the loaders read must be theirs: it is kept under
+/// another name, and those names are returned.
+fn put_loaders(
+    root: &Root,
+    files: &[(String, &'static str, &[u8])],
+) -> io::Result<Option<Vec<String>>> {
+    if root.read(FALLBACK)?.is_some() {
+        return Ok(None);
+    }
+    let mut old = Vec::new();
+    for (folder, name, content) in files {
+        root.make_folder(folder)?;
+        if let Some(kept) = root.set_aside(folder, name)? {
+            old.push(format!("/{folder}/{kept}"));
+        }
+        root.create(folder, name, content)?;
+    }
+    Ok(Some(old))
 }
 
 /// Adds a line to the table of mounts.

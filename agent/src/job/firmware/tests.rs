@@ -8,10 +8,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use backup::ByteRange;
 use backup::hardware::{Disk, FirmwareKind};
 use backup::identity::core_image::{self, CoreImage};
+use backup::lvm::{Area, Segment};
+use backup::manifest::{Coverage, LogicalVolume, Manifest};
+use backup::plan::restore::plan_restore;
 use backup::plan::{Choices, DiskPlan, FirmwareChoice, RestorePlan};
 
+use super::put_loaders;
+use crate::boot_repair::uefi::SignedLoaders;
 use crate::boot_repair::variables::Variables;
 use crate::capture::capture;
 use crate::device::{Access, BlockDevice, Device, DeviceError, DiskReader};
@@ -19,8 +25,10 @@ use crate::hardware::named::NamedDisk;
 use crate::job::JobError;
 use crate::job::error::Fault;
 use crate::job::fake::{Bench, MemoryVariables, point, run};
+use crate::job::identity::rooted::Root;
 use crate::job::native::Native;
 use crate::job::platform::{Loader, Platform};
+use crate::job::server::ChunkServer;
 use crate::restore::restore;
 
 const MIB: u64 = 1 << 20;
@@ -417,6 +425,10 @@ fn a_system_whose_grub_is_not_to_be_had_ends_the_restore_without_a_table() {
         ("rm boot/grub/grub.cfg", "no system with a GRUB"),
         ("echo blscfg >> boot/grub/grub.cfg", "files of their own"),
         (
+            "sed -i s/^linux/linux16/ boot/grub/grub.cfg",
+            "no entry that starts a Linux",
+        ),
+        (
             "mkdir boot/grub2; cp boot/grub/grub.cfg boot/grub2",
             "more than one",
         ),
@@ -428,6 +440,11 @@ fn a_system_whose_grub_is_not_to_be_had_ends_the_restore_without_a_table() {
         let (bench, target) = bench(folder.path(), &source, FirmwareKind::Bios, TARGET);
         let error = converted(&bench).unwrap_err();
         assert!(error.reason.contains(reason), "{error}");
+        // The same restore would end the same way.
+        let next = "; the disk was partly written and does not boot; restore to a machine that starts by BIOS, or with \
+                    --insist";
+        assert!(error.reason.ends_with(next), "{error}");
+        assert_eq!(error.code, "boot-repair");
         assert!(is_without_table(&target));
     }
 }
@@ -460,4 +477,74 @@ fn what_is_missing_or_not_signed_for_the_system_is_said_before_a_disk_is_touched
     fs::remove_file(&grub).unwrap();
     put(&[0]);
     refused("grub-efi-amd64-signed");
+}
+
+#[test]
+fn a_linux_that_is_out_of_reach_is_said_before_a_disk_is_touched() {
+    if !is_root() {
+        return;
+    }
+    let folder = folder();
+    let (bench, _target) = to_uefi(folder.path());
+    let json = bench.server.manifest(&point("rp-1")).unwrap();
+    let mut manifest = Manifest::from_json(&json).unwrap();
+    let choices = Choices {
+        firmware: FirmwareChoice::Convert,
+        ..Choices::default()
+    };
+    let plan = plan_restore(&manifest, &bench.inventory, &choices).unwrap();
+    super::check(&bench.engine(), &manifest, &plan).unwrap();
+    let region = manifest.regions().find(|one| one.volume.is_some());
+    let region = region.unwrap().clone();
+    let area = Area {
+        disk: 0,
+        range: ByteRange::between(8 * MIB, 12 * MIB),
+    };
+    let segment = Segment {
+        stripe: 4 * MIB,
+        areas: vec![area],
+    };
+    manifest.logical_volumes.push(LogicalVolume {
+        name: "root".to_owned(),
+        group: "vg".to_owned(),
+        uuid: String::new(),
+        segments: vec![segment.clone()],
+        volume: region.volume,
+        coverage: Coverage::UsedBlocks,
+        content: region.content,
+    });
+    super::check(&bench.engine(), &manifest, &plan).unwrap();
+    let refused = |manifest: &Manifest, reason: &str| {
+        let error = super::check(&bench.engine(), manifest, &plan).unwrap_err();
+        assert!(error.to_string().contains(reason), "{error}");
+    };
+    manifest.logical_volumes[0].segments.push(segment);
+    refused(&manifest, "vg/root lies in several pieces");
+    manifest.logical_volumes[0].coverage = Coverage::LeftOut {
+        reason: "a snapshot".to_owned(),
+    };
+    refused(&manifest, "vg/root was not saved");
+}
+
+#[test]
+fn what_an_old_loader_has_left_is_kept_under_another_name() {
+    let folder = folder();
+    let old = folder.path().join("EFI/debian");
+    fs::create_dir_all(&old).unwrap();
+    fs::write(old.join("grub.cfg"), "of another system").unwrap();
+    fs::write(old.join("grub.cfg.old"), "older").unwrap();
+    let root = Root::open(folder.path()).unwrap();
+    let loaders = SignedLoaders::read(&packages(folder.path())).unwrap();
+    let files = loaders.files("ours");
+    let kept = put_loaders(&root, &files).unwrap().unwrap();
+    assert_eq!(kept, ["/EFI/debian/grub.cfg.old2"]);
+    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!(read("EFI/debian/grub.cfg"), "ours");
+    assert_eq!(read("EFI/debian/grub.cfg.old"), "older");
+    assert_eq!(read("EFI/debian/grub.cfg.old2"), "of another system");
+    assert_eq!(read("EFI/BOOT/grub.cfg"), "ours");
+    assert_eq!(read("EFI/BOOT/BOOTX64.EFI"), "a shim");
+    // One that is where firmware looks for it stays, and all else.
+    assert_eq!(put_loaders(&root, &files).unwrap(), None);
+    assert!(!folder.path().join("EFI/BOOT/grub.cfg.old").exists());
 }

@@ -80,10 +80,7 @@ fn replace_one(root: &Root, name: &str, called: &str, place: &str) -> Result<(),
     }
     .or_else(|| by_name(name))
     .ok_or_else(|| {
-        Fault::NotAsPlanned(format!(
-            "the copy gets no identity of its own: {place}: /{path} is a host key of an unknown kind; \
-             restore with --identity kept"
-        ))
+        Fault::NotAsPlanned(format!("{place}: /{path} is a host key of an unknown kind"))
     })?;
     let new = scratch.0.join("new");
     let (bits, comment) = (bits.to_string(), format!("root@{called}"));

@@ -77,20 +77,18 @@ pub(crate) fn check(manifest: &Manifest, plan: &RestorePlan) -> Result<(), Fault
         .regions()
         .filter_map(|region| region.volume.as_ref());
     let logical = manifest.logical_volumes.iter();
-    let inner = logical.clone().filter_map(|volume| volume.volume.as_ref());
+    let inner = logical.filter_map(|volume| volume.volume.as_ref());
     let kinds: Vec<Kind> = regions
         .chain(inner)
         .map(|volume| volume.file_system)
         .collect();
-    let in_pieces = logical.clone().find(|volume| {
-        let inner = volume.volume.as_ref();
-        inner.is_some_and(|inner| volumes::is_linux(inner.file_system))
-            && !volumes::in_one_piece(volume)
-    });
-    if let Some(volume) = in_pieces {
-        let name = volume.full_name();
+    if let Some(reason) = volumes::out_of_reach(manifest) {
+        return Err(refuse(reason));
+    }
+    if let Some(place) = volumes::under_marker(plan) {
         return Err(refuse(format!(
-            "the logical volume {name} lies in several pieces"
+            "the file system in {place} begins within the disk's first MiB, where an unfinished restore leaves its \
+             mark"
         )));
     }
     let is_sealed = |kind: &Kind| matches!(kind, Kind::Luks);
@@ -166,6 +164,22 @@ pub(in crate::job) fn kernel_has(module: &str) -> bool {
 /// # Errors
 /// Anything that could not be done; the disks then have no table.
 pub(crate) fn renew(
+    engine: &Engine<'_>,
+    manifest: &Manifest,
+    plan: &RestorePlan,
+    choices: &Choices,
+) -> Result<Renewed, Fault> {
+    renewed(engine, manifest, plan, choices).map_err(|fault| match fault {
+        Fault::NotAsPlanned(reason) => Fault::Unchangeable {
+            reason: format!("the machine cannot get an identity of its own: {reason}"),
+            instead: "restore with --identity kept".to_owned(),
+            code: "identity",
+        },
+        other => other,
+    })
+}
+
+fn renewed(
     engine: &Engine<'_>,
     manifest: &Manifest,
     plan: &RestorePlan,

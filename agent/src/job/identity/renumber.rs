@@ -56,7 +56,7 @@ fn apply(volume: &Volume, patches: &[Patch]) -> Result<(), Fault> {
 
 fn unfit(volume: &Volume, error: &VolumeIdError) -> Fault {
     Fault::NotAsPlanned(format!(
-        "the {} in {} cannot get another id: {error}; restore with --identity kept",
+        "the {} in {} cannot get another id: {error}",
         volume.kind, volume.place
     ))
 }

@@ -12,7 +12,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -224,6 +225,23 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Gives what has a name in a folder another one, which nothing has yet: `.old` behind it, or a number as well. The
+    /// new name, if anything was there.
+    pub(in crate::job) fn set_aside(&self, folder: &str, name: &str) -> io::Result<Option<String>> {
+        let folder = self.folder(folder.as_bytes())?;
+        let others = (2..10).map(|number| format!("{name}.old{number}"));
+        for new in std::iter::once(format!("{name}.old")).chain(others) {
+            let flags = RenameFlags::NOREPLACE;
+            match rustix::fs::renameat_with(&folder, name, &folder, &new, flags) {
+                Ok(()) => return Ok(Some(new)),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Err(io::Error::from(Errno::EXIST))
     }
 
     /// The names in a folder, sorted; none when it is not there. Names that are no text are left out.

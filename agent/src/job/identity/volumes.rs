@@ -9,7 +9,7 @@ use backup::ByteRange;
 use backup::filesystem::detect::detect;
 use backup::filesystem::tree::{self, FileTree};
 use backup::filesystem::{ReadAt, ReadError};
-use backup::manifest::{FileSystemKind as Kind, Manifest, PartitionTable};
+use backup::manifest::{Coverage, FileSystemKind as Kind, Manifest, PartitionTable};
 use backup::plan::{DiskPlan, RestorePlan};
 use uuid::Uuid;
 
@@ -17,6 +17,9 @@ use super::fault;
 use crate::device::{Access, BlockDevice};
 use crate::job::Engine;
 use crate::job::error::Fault;
+
+/// Where the mark of a restore lies on each disk until its commit (`docs/formats/marker.md`).
+const MARK: ByteRange = ByteRange::between((1 << 20) - 4096, 1 << 20);
 
 /// The id of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -147,8 +150,7 @@ impl Volume {
     /// What it means when its files cannot be read.
     pub(in crate::job) fn unreadable(&self, error: &dyn std::fmt::Display) -> Fault {
         Fault::NotAsPlanned(format!(
-            "the files of the {} in {} cannot be read ({error}), so that nothing in them can be changed; restore \
-             with --identity kept, or without --convert-firmware",
+            "the files of the {} in {} cannot be read ({error}), so that nothing in them can be changed",
             self.kind, self.place
         ))
     }
@@ -257,8 +259,38 @@ fn places(plan: &DiskPlan, manifest: &Manifest) -> Vec<Place> {
     partitions.chain(logical).collect()
 }
 
+/// The partition with a file system in which the mark of this restore lies until the commit, if there is one: what is
+/// read there then is not its own, and what is written is lost.
+pub(in crate::job) fn under_marker(plan: &RestorePlan) -> Option<String> {
+    plan.disks.iter().find_map(|disk| {
+        let mut partitions = disk.partitions.iter();
+        let found = partitions.find(|one| one.file_system.is_some() && one.range.overlaps(MARK))?;
+        Some(format!(
+            "partition {} of {}",
+            found.number, disk.target.name
+        ))
+    })
+}
+
+/// The Linux in a logical volume whose files cannot be reached, and why, if there is one.
+pub(in crate::job) fn out_of_reach(manifest: &Manifest) -> Option<String> {
+    manifest.logical_volumes.iter().find_map(|volume| {
+        let inner = volume.volume.as_ref()?;
+        let why = if !is_linux(inner.file_system) {
+            return None;
+        } else if matches!(volume.coverage, Coverage::LeftOut { .. }) {
+            "was not saved"
+        } else if !in_one_piece(volume) {
+            "lies in several pieces"
+        } else {
+            return None;
+        };
+        Some(format!("the logical volume {} {why}", volume.full_name()))
+    })
+}
+
 /// Whether a logical volume is one range of one disk.
-pub(in crate::job) fn in_one_piece(volume: &backup::manifest::LogicalVolume) -> bool {
+fn in_one_piece(volume: &backup::manifest::LogicalVolume) -> bool {
     matches!(&volume.segments[..], [segment] if segment.areas.len() == 1)
 }
 

@@ -98,6 +98,14 @@ fn a_restore_that_leaves_the_table_is_refused_before_it_begins() {
     let plan = plan_restore(&manifest, &bench.inventory, &Choices::default());
     let mut plan = plan.unwrap();
     identity::check(&manifest, &plan).unwrap();
+    // As when the first partition begins at sector 63.
+    let mut early = plan.clone();
+    let partitions = &mut early.disks[0].partitions;
+    let first = partitions.iter_mut().find(|one| one.file_system.is_some());
+    let first = first.unwrap();
+    first.range = backup::ByteRange::between(63 * 512, first.range.end());
+    let error = identity::check(&manifest, &early).unwrap_err();
+    assert!(error.to_string().contains("leaves its mark"), "{error}");
     plan.disks[0].commit.clear();
     let error = identity::check(&manifest, &plan).unwrap_err();
     assert!(error.to_string().contains("is not written"), "{error}");
