@@ -30,7 +30,7 @@ use covered::Covered;
 use fetch::Fetched;
 use held::{Held, before_commit, contents};
 use lists::{KEPT, Lists};
-pub(crate) use marker::unfinished;
+pub(crate) use marker::{place as marker_place, unfinished};
 use pipeline::{Pipeline, Purpose};
 use shrink::Tail;
 use sources::{Pieces, Source};

@@ -17,9 +17,7 @@ use super::fault;
 use crate::device::{Access, BlockDevice};
 use crate::job::Engine;
 use crate::job::error::Fault;
-
-/// Where the mark of a restore lies on each disk until its commit (`docs/formats/marker.md`).
-const MARK: ByteRange = ByteRange::between((1 << 20) - 4096, 1 << 20);
+use crate::restore::marker_place;
 
 /// The id of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -263,8 +261,9 @@ fn places(plan: &DiskPlan, manifest: &Manifest) -> Vec<Place> {
 /// read there then is not its own, and what is written is lost.
 pub(in crate::job) fn under_marker(plan: &RestorePlan) -> Option<String> {
     plan.disks.iter().find_map(|disk| {
+        let mark = marker_place(disk.target.size)?;
         let mut partitions = disk.partitions.iter();
-        let found = partitions.find(|one| one.file_system.is_some() && one.range.overlaps(MARK))?;
+        let found = partitions.find(|one| one.file_system.is_some() && one.range.overlaps(mark))?;
         Some(format!(
             "partition {} of {}",
             found.number, disk.target.name
